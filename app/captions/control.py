@@ -1,0 +1,98 @@
+"""The switches of the application: intake, route, emergency and polling, in the one row of ``captions_control``.
+
+A submission reads that row under a shared lock in the transaction that inserts its task. Changing it therefore
+waits until every submission that read the old value has been committed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+_READ = """
+SELECT rq_share, intake, intake_reason, emergency, polling,
+       TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), intake_until) AS pause_left_us
+FROM captions_control WHERE id = 1
+"""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The switches as they were read."""
+
+    rq_share: int
+    intake_paused: bool
+    intake_reason: str | None
+    pause_left_seconds: float
+    emergency: bool
+    polling: bool
+
+    def share(self, rq_usable: bool) -> int:
+        """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency."""
+        return self.rq_share if rq_usable and not self.emergency else 0
+
+    @property
+    def retry_after_seconds(self) -> int:
+        """Whole seconds until a paused intake opens again."""
+        return max(1, math.ceil(self.pause_left_seconds))
+
+
+def bucket_of(user_id: int) -> int:
+    """The user's place, 0 to 99; a user goes to RQ when it is below the share. It never changes."""
+    return zlib.crc32(str(user_id).encode()) % 100
+
+
+def read_control(connection: Connection, for_submission: bool = False) -> Control:
+    """Read the switches; ``for_submission`` holds them still until the transaction ends.
+
+    A pause whose deadline has passed reads as open: it needs nobody to end it.
+    """
+    row = connection.execute(text(_READ + (" LOCK IN SHARE MODE" if for_submission else ""))).mappings().one()
+    left = 0.0 if row["pause_left_us"] is None else row["pause_left_us"] / 1_000_000
+    paused = row["intake"] == "paused" and left > 0
+    return Control(
+        rq_share=row["rq_share"],
+        intake_paused=paused,
+        intake_reason=row["intake_reason"] if paused else None,
+        pause_left_seconds=left if paused else 0.0,
+        emergency=bool(row["emergency"]),
+        polling=bool(row["polling"]),
+    )
+
+
+def pause_intake(connection: Connection, reason: str, seconds: int) -> None:
+    """Turn submissions away for at most ``seconds``."""
+    connection.execute(
+        text(
+            "UPDATE captions_control SET intake = 'paused', intake_reason = :reason,"
+            " intake_until = UTC_TIMESTAMP(6) + INTERVAL :seconds SECOND WHERE id = 1"
+        ),
+        {"reason": reason, "seconds": seconds},
+    )
+
+
+def resume_intake(connection: Connection) -> None:
+    """Accept submissions again."""
+    connection.execute(
+        text("UPDATE captions_control SET intake = 'open', intake_reason = NULL, intake_until = NULL WHERE id = 1")
+    )
+
+
+def set_route(connection: Connection, share: int) -> None:
+    """Send the users whose bucket is below ``share`` to RQ."""
+    connection.execute(text("UPDATE captions_control SET rq_share = :share WHERE id = 1"), {"share": share})
+
+
+def set_polling(connection: Connection, polling: bool) -> None:
+    """Allow or forbid the polling workers to claim."""
+    connection.execute(text("UPDATE captions_control SET polling = :polling WHERE id = 1"), {"polling": int(polling)})
+
+
+def set_emergency(connection: Connection, emergency: bool) -> None:
+    """In an emergency new tasks stay in the database and nothing more is placed in RQ; the share is kept."""
+    connection.execute(
+        text("UPDATE captions_control SET emergency = :emergency WHERE id = 1"), {"emergency": int(emergency)}
+    )

@@ -1,0 +1,106 @@
+"""The workers that poll the table: ``python -m captions.legacy --name NAME``.
+
+``guarded`` workers claim a row under a lock before they work on it. ``unguarded`` ones select the first row and
+leave it unchanged until they are done, so only one of them may run. SIGTERM ends both after the task in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+from types import FrameType
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from captions import tasks
+from captions.database import error_code, make_engine
+from captions.effects import EffectsFile
+from captions.settings import Settings, load_settings
+from captions.work import caption_of
+
+_RECONNECT_SECONDS = 1.0
+
+log = logging.getLogger("captions.legacy")
+
+
+def run_guarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -> bool:
+    """Claim one task and finish it; False when there was none."""
+    claim = tasks.claim_for_poller(engine, effects.worker, settings.lease_seconds)
+    if claim is None:
+        return False
+    effects.started(claim.task_id)
+    try:
+        caption = caption_of(
+            settings, claim.image_path, lambda: tasks.renew_lease(engine, claim, settings.lease_seconds)
+        )
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
+        outcome = tasks.give_up_attempt(engine, claim, f"{type(error).__name__}: {error}")
+        log.warning("task %s: attempt %d failed (%s), now %s", claim.task_id, claim.attempt, error, outcome)
+        return True
+    if not tasks.complete(engine, claim, caption, lambda: effects.ended(claim.task_id, caption)):
+        log.warning("task %s was taken away while it ran; its result is dropped", claim.task_id)
+    return True
+
+
+def run_unguarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -> bool:
+    """Work on the first row without claiming it; False when there was none."""
+    claim = tasks.head_row(engine, effects.worker)
+    if claim is None:
+        return False
+    effects.started(claim.task_id)
+    try:
+        caption = caption_of(settings, claim.image_path)
+    except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
+        message = f"{type(error).__name__}: {error}"
+        tasks.overwrite_result(engine, claim, caption=None, error=message, about_to_commit=lambda: None)
+        log.warning("task %s: attempt %d failed (%s)", claim.task_id, claim.attempt, error)
+        return True
+    tasks.overwrite_result(
+        engine, claim, caption=caption, error=None, about_to_commit=lambda: effects.ended(claim.task_id, caption)
+    )
+    return True
+
+
+def poll(settings: Settings, name: str, stop: threading.Event) -> None:
+    """Work until ``stop`` is set. A database that refuses or is away is asked again; the worker stays."""
+    engine = make_engine(settings.legacy_database_url)
+    effects = EffectsFile(settings.effects_file, "db", name)
+    once = run_guarded_once if settings.legacy_kind == "guarded" else run_unguarded_once
+    interval = settings.poll_interval_ms / 1000
+    if not settings.database_polling_enabled:
+        log.info("DATABASE_POLLING_ENABLED is false: claiming nothing")
+    while not stop.is_set():
+        try:
+            pause = 0.0 if settings.database_polling_enabled and once(settings, engine, effects) else interval
+        except SQLAlchemyError as error:
+            log.warning("database error %s (%s); asking again", error_code(error), type(error).__name__)
+            pause = max(interval, _RECONNECT_SECONDS)
+        stop.wait(pause)
+    engine.dispose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="captions.legacy", description="Poll the task table and caption images.")
+    parser.add_argument("--name", required=True, help="the worker's name, as in the column worker and the effects file")
+    name: str = parser.parse_args().name
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    settings = load_settings()
+    stop = threading.Event()
+
+    def finish(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, finish)
+    signal.signal(signal.SIGINT, finish)
+    log.info("%s worker %s started", settings.legacy_kind, name)
+    poll(settings, name, stop)
+    log.info("%s ended", name)
+
+
+if __name__ == "__main__":
+    main()

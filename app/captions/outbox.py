@@ -1,0 +1,179 @@
+"""The outbox: rows in RQ's custody without a stamp in ``enqueued_at`` still need their RQ job.
+
+A row is locked while its job is made, so no two processes make it at once. A job that runs for a row that was
+placed twice is turned away by the custody guard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry as RedisRetry
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from captions.control import read_control
+from captions.database import in_transaction
+
+FUNCTION = "captions.jobs.run_caption"
+RESULT_TTL_SECONDS = 500
+TIMEOUT_SECONDS = {"urgent": 600, "high": 300, "normal": 300, "low": 900}
+
+# A task function that cannot reach the database raises; RQ then tries the same job again after these seconds.
+INFRASTRUCTURE_RETRY_SECONDS = (5, 30, 120)
+
+_SWEEP_AGE_SECONDS = 2
+_SWEEP_BATCH = 200
+_SWEEP_INTERVAL_SECONDS = 1.0
+_SWEEP_LOAD = 20
+
+log = logging.getLogger("captions.outbox")
+
+
+class JobPlacer(Protocol):
+    """Makes the RQ job of a task."""
+
+    def place(self, task_id: str, priority: str, available_at: datetime) -> bool:
+        """True when the job of this task is in RQ now; False when it cannot be placed yet. Times are UTC."""
+
+
+class RQPlacer:
+    """Places jobs as RQ itself does, with the task's id as the job's id."""
+
+    def __init__(self, redis_url: str, key_prefix: str) -> None:
+        # RQ reads its prefix from the environment when it is first imported.
+        os.environ["RQ_KEY_PREFIX"] = key_prefix
+        from rq import Queue
+        from rq.serializers import JSONSerializer
+
+        self._redis = Redis.from_url(
+            redis_url, socket_timeout=2, socket_connect_timeout=1, retry=RedisRetry(NoBackoff(), 0)
+        )
+        self._queues = {
+            name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in TIMEOUT_SECONDS
+        }
+
+    def ping(self) -> None:
+        """Raise RedisError when Redis does not answer."""
+        self._redis.ping()
+
+    def place(self, task_id: str, priority: str, available_at: datetime) -> bool:
+        from rq import Retry
+        from rq.exceptions import DuplicateJobError, NoSuchJobError
+        from rq.job import Job
+
+        queue = self._queues[priority]
+        status = self._redis.hget(Job.key_for(task_id), "status")
+        if status in (b"created", b"started"):
+            return False  # staged by the mover, or the last attempt is just ending; the sweeper looks again
+        if status in (b"finished", b"failed", b"stopped", b"canceled"):
+            try:
+                Job.fetch(task_id, connection=self._redis, serializer=queue.serializer).delete()
+            except NoSuchJobError:
+                log.debug("the last job of task %s expired by itself", task_id)
+        elif status is not None:
+            return True  # queued, scheduled, or on its way there
+        options = {
+            "args": (task_id,),
+            "job_id": task_id,
+            "job_timeout": TIMEOUT_SECONDS[priority],
+            "result_ttl": RESULT_TTL_SECONDS,
+            "retry": Retry(max=len(INFRASTRUCTURE_RETRY_SECONDS), interval=list(INFRASTRUCTURE_RETRY_SECONDS)),
+            "unique": True,
+        }
+        try:
+            if available_at > datetime.now(UTC):
+                # RQ keeps whole seconds: round up, so that no task starts before its time.
+                queue.enqueue_at(
+                    (available_at + timedelta(microseconds=999_999)).replace(microsecond=0), FUNCTION, **options
+                )
+            else:
+                queue.enqueue(FUNCTION, **options)
+        except DuplicateJobError:
+            return False
+        return True
+
+
+def place_row(engine: Engine, placer: JobPlacer, task_id: str) -> bool:
+    """Make the job of one row and stamp the row. False when another process has it or it cannot be placed yet."""
+
+    def work(connection: Connection) -> bool:
+        row = connection.execute(
+            text(
+                "SELECT priority, available_at FROM caption_tasks WHERE id = :id AND custody = 'rq'"
+                " AND status = 'queued' AND enqueued_at IS NULL FOR UPDATE SKIP LOCKED"
+            ),
+            {"id": task_id},
+        ).one_or_none()
+        if row is None or not placer.place(task_id, row.priority, row.available_at.replace(tzinfo=UTC)):
+            return False
+        connection.execute(
+            text("UPDATE caption_tasks SET enqueued_at = UTC_TIMESTAMP(6) WHERE id = :id"), {"id": task_id}
+        )
+        return True
+
+    return in_transaction(engine, work)
+
+
+def unplaced_rows(engine: Engine) -> Sequence[str]:
+    """Ids of rows that have waited for their job for some seconds, oldest first; none in an emergency."""
+    with engine.connect() as connection:
+        if read_control(connection).emergency:
+            return []
+        return (
+            connection.execute(
+                text(
+                    "SELECT id FROM caption_tasks WHERE custody = 'rq' AND status = 'queued' AND enqueued_at IS NULL"
+                    " AND created_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND"
+                    " ORDER BY priority, created_at, id LIMIT :batch"
+                ),
+                {"age": _SWEEP_AGE_SECONDS, "batch": _SWEEP_BATCH},
+            )
+            .scalars()
+            .all()
+        )
+
+
+class Sweeper(threading.Thread):
+    """Places what a submission could not place itself: Redis was away, or the process died in between."""
+
+    def __init__(self, engine: Engine, placer: JobPlacer) -> None:
+        super().__init__(name="captions-sweeper", daemon=True)
+        self._engine = engine
+        self._placer = placer
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Stop after the row in hand."""
+        self._ended.set()
+
+    def run(self) -> None:
+        pause = _SWEEP_INTERVAL_SECONDS
+        while not self._ended.wait(pause):
+            began = time.monotonic()
+            try:
+                placed = self.sweep()
+                if placed:
+                    log.info("placed %d task(s) that had no RQ job", placed)
+            except (RedisError, SQLAlchemyError) as error:
+                log.warning("sweep broken off, next one follows: %s", type(error).__name__)
+            # Looking through a long backlog must not become the database's main occupation.
+            pause = max(_SWEEP_INTERVAL_SECONDS, _SWEEP_LOAD * (time.monotonic() - began))
+
+    def sweep(self) -> int:
+        """Place what is due now; how many tasks were placed."""
+        placed = 0
+        for task_id in unplaced_rows(self._engine):
+            if self._ended.is_set():
+                break
+            placed += place_row(self._engine, self._placer, task_id)
+        return placed

@@ -1,0 +1,357 @@
+"""Everything that is done to a row of ``caption_tasks``, each as one short transaction with a compare-and-set."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from captions.control import bucket_of, read_control
+from captions.database import error_code, in_transaction
+
+PRIORITIES = ("urgent", "high", "normal", "low")
+Custody = Literal["db", "rq"]
+
+_DUPLICATE_KEY = 1062
+_ERROR_LENGTH = 1000
+
+
+class IntakeClosed(Exception):
+    """Submissions are turned away for now."""
+
+    def __init__(self, reason: str | None, retry_after_seconds: int) -> None:
+        super().__init__(f"submissions are paused: {reason or 'no reason given'}")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ActiveTaskExists(Exception):
+    """The user already has a task that is queued or running."""
+
+
+class TaskNotFound(Exception):
+    """There is no task with this id."""
+
+
+class TaskStateConflict(Exception):
+    """The task is not in a state that allows the request; the message says which state it is in."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at a task: whoever holds it may finish it while the row still names them."""
+
+    task_id: str
+    image_path: str
+    attempt: int
+    max_attempts: int
+    worker: str
+
+
+def submit(
+    engine: Engine, *, rq_usable: bool, user_id: int, image: str, priority: str, delay_seconds: float
+) -> tuple[str, Custody]:
+    """Accept a task: its id, and the side that owns it. The row is committed when this returns."""
+    task_id = str(uuid.uuid4())
+
+    def work(connection: Connection) -> Custody:
+        custody = _route(connection, rq_usable, user_id)
+        connection.execute(
+            text(
+                "INSERT INTO caption_tasks (id, user_id, priority, image_path, custody, created_at, available_at)"
+                " VALUES (:id, :user, :priority, :image, :custody, UTC_TIMESTAMP(6),"
+                " UTC_TIMESTAMP(6) + INTERVAL :delay MICROSECOND)"
+            ),
+            {
+                "id": task_id,
+                "user": user_id,
+                "priority": priority,
+                "image": image,
+                "custody": custody,
+                "delay": round(delay_seconds * 1_000_000),
+            },
+        )
+        return custody
+
+    return task_id, _refusing_a_second_active_task(engine, work)
+
+
+def cancel(engine: Engine, task_id: str) -> None:
+    """Cancel a queued task, whichever side owns it and also while it is being moved."""
+
+    def work(connection: Connection) -> None:
+        changed = connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'cancelled', finished_at = UTC_TIMESTAMP(6)"
+                " WHERE id = :id AND status = 'queued'"
+            ),
+            {"id": task_id},
+        )
+        if changed.rowcount == 0:
+            raise TaskStateConflict(f"the task is {_status(connection, task_id)}; only a queued task can be cancelled")
+
+    in_transaction(engine, work)
+
+
+def retry(engine: Engine, task_id: str, *, rq_usable: bool) -> Custody:
+    """Queue a failed or cancelled task again, with all its attempts, on the side that new tasks go to now."""
+
+    def work(connection: Connection) -> Custody:
+        row = connection.execute(
+            text("SELECT user_id, status, custody FROM caption_tasks WHERE id = :id FOR UPDATE"), {"id": task_id}
+        ).one_or_none()
+        if row is None:
+            raise TaskNotFound(task_id)
+        if row.status not in ("failed", "cancelled"):
+            raise TaskStateConflict(f"the task is {row.status}; only a failed or cancelled task can be retried")
+        if row.custody == "held":
+            raise TaskStateConflict("the task is being moved between queue systems; try again later")
+        custody = _route(connection, rq_usable, row.user_id)
+        connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'queued', custody = :custody, attempts = 0, caption = NULL,"
+                " error = NULL, worker = NULL, started_at = NULL, finished_at = NULL, lease_until = NULL,"
+                " enqueued_at = NULL, available_at = UTC_TIMESTAMP(6) WHERE id = :id"
+            ),
+            {"id": task_id, "custody": custody},
+        )
+        return custody
+
+    return _refusing_a_second_active_task(engine, work)
+
+
+def read_task(engine: Engine, task_id: str) -> dict[str, Any]:
+    """The whole row, with ``owner``: the side that has it, ``held`` while it is being moved. Times are UTC."""
+    with engine.connect() as connection:
+        row = connection.execute(text("SELECT * FROM caption_tasks WHERE id = :id"), {"id": task_id}).mappings().first()
+    if row is None:
+        raise TaskNotFound(task_id)
+    task = {
+        key: value.isoformat(timespec="microseconds") + "Z" if isinstance(value, datetime) else value
+        for key, value in row.items()
+        if key != "active_user"
+    }
+    task["owner"] = task["custody"]
+    return task
+
+
+def claim_for_rq(engine: Engine, task_id: str, worker: str) -> Claim | None:
+    """The custody guard: None when RQ does not own the task, or it is not queued (any more)."""
+
+    def work(connection: Connection) -> Claim | None:
+        changed = connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'running', attempts = attempts + 1,"
+                " started_at = UTC_TIMESTAMP(6), worker = :worker"
+                " WHERE id = :id AND custody = 'rq' AND status = 'queued'"
+            ),
+            {"id": task_id, "worker": worker},
+        )
+        return _claim(connection, task_id, worker) if changed.rowcount == 1 else None
+
+    return in_transaction(engine, work)
+
+
+def claim_for_poller(engine: Engine, worker: str, lease_seconds: int) -> Claim | None:
+    """The guarded poller's claim of the first ready row; None when there is none or polling is switched off."""
+
+    def work(connection: Connection) -> Claim | None:
+        if not read_control(connection).polling:
+            return None
+        task_id = connection.execute(
+            text(
+                "SELECT id FROM caption_tasks WHERE custody = 'db' AND status = 'queued'"
+                " AND available_at <= UTC_TIMESTAMP(6) ORDER BY priority, created_at, id LIMIT 1"
+                " FOR UPDATE SKIP LOCKED"
+            )
+        ).scalar_one_or_none()
+        if task_id is None:
+            return None
+        connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'running', attempts = attempts + 1,"
+                " started_at = UTC_TIMESTAMP(6), worker = :worker,"
+                " lease_until = UTC_TIMESTAMP(6) + INTERVAL :lease SECOND WHERE id = :id"
+            ),
+            {"id": task_id, "worker": worker, "lease": lease_seconds},
+        )
+        return _claim(connection, task_id, worker)
+
+    return in_transaction(engine, work)
+
+
+def renew_lease(engine: Engine, claim: Claim, lease_seconds: int) -> None:
+    """Move the lease of a claim that is still ours ``lease_seconds`` ahead."""
+
+    def work(connection: Connection) -> None:
+        connection.execute(
+            text(
+                "UPDATE caption_tasks SET lease_until = UTC_TIMESTAMP(6) + INTERVAL :lease SECOND"
+                " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
+            ),
+            {"lease": lease_seconds, **_holder(claim)},
+        )
+
+    in_transaction(engine, work)
+
+
+def complete(engine: Engine, claim: Claim, caption: str, about_to_commit: Callable[[], None]) -> bool:
+    """Store the caption; False when the row is not this claim's any more, and then nothing is written.
+
+    ``about_to_commit`` runs once the row is known to be ours, right before the commit.
+    """
+
+    def work(connection: Connection) -> bool:
+        changed = connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'completed', caption = :caption, error = NULL, lease_until = NULL,"
+                " finished_at = UTC_TIMESTAMP(6)"
+                " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
+            ),
+            {"caption": caption, **_holder(claim)},
+        )
+        if changed.rowcount != 1:
+            return False
+        about_to_commit()
+        return True
+
+    return in_transaction(engine, work)
+
+
+def give_up_attempt(engine: Engine, claim: Claim, error: str) -> Literal["queued", "failed", "not ours"]:
+    """End a failed attempt: queued again on the same side while attempts are left, else failed.
+
+    A row in RQ's custody loses its stamp with that, so that the outbox places it again.
+    """
+    outcome: Literal["queued", "failed"] = "queued" if claim.attempt < claim.max_attempts else "failed"
+
+    def work(connection: Connection) -> int:
+        if outcome == "queued":
+            assignments = "status = 'queued', worker = NULL, started_at = NULL, enqueued_at = NULL"
+        else:
+            assignments = "status = 'failed', finished_at = UTC_TIMESTAMP(6)"
+        return connection.execute(
+            text(
+                f"UPDATE caption_tasks SET {assignments}, error = :error, lease_until = NULL"
+                " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
+            ),
+            {"error": error[:_ERROR_LENGTH], **_holder(claim)},
+        ).rowcount
+
+    return outcome if in_transaction(engine, work) == 1 else "not ours"
+
+
+def head_row(engine: Engine, worker: str) -> Claim | None:
+    """The row an unguarded poller takes next. Nothing is changed, so the row still looks queued to everyone."""
+    with engine.connect() as connection:
+        row = connection.execute(
+            text(
+                "SELECT id, image_path, attempts, max_attempts FROM caption_tasks WHERE custody = 'db'"
+                " AND status = 'queued' AND available_at <= UTC_TIMESTAMP(6)"
+                " ORDER BY priority, created_at, id LIMIT 1"
+            )
+        ).one_or_none()
+    return None if row is None else Claim(row.id, row.image_path, row.attempts + 1, row.max_attempts, worker)
+
+
+def overwrite_result(
+    engine: Engine, claim: Claim, *, caption: str | None, error: str | None, about_to_commit: Callable[[], None]
+) -> None:
+    """What an unguarded poller writes when it is done: by id alone, whatever the row says meanwhile."""
+    if caption is not None:
+        status = "completed"
+    else:
+        status = "queued" if claim.attempt < claim.max_attempts else "failed"
+
+    def work(connection: Connection) -> None:
+        connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = :status, caption = :caption, error = :error, attempts = :attempt,"
+                " worker = :worker, finished_at = IF(:status = 'queued', NULL, UTC_TIMESTAMP(6)) WHERE id = :id"
+            ),
+            {
+                "status": status,
+                "caption": caption,
+                "error": None if error is None else error[:_ERROR_LENGTH],
+                **_holder(claim),
+            },
+        )
+        about_to_commit()
+
+    in_transaction(engine, work)
+
+
+def statistics(engine: Engine) -> dict[str, Any]:
+    """Counts by status, priority and custody (and all three together) and the oldest ages in seconds."""
+    with engine.connect() as connection:
+        groups = connection.execute(
+            text(
+                "SELECT status, priority, custody, COUNT(*) AS tasks FROM caption_tasks"
+                " GROUP BY status, priority, custody"
+            )
+        ).all()
+        ages = connection.execute(
+            text(
+                "SELECT TIMESTAMPDIFF(MICROSECOND,"
+                " MIN(IF(status = 'queued', GREATEST(created_at, available_at), NULL)), UTC_TIMESTAMP(6))"
+                " / 1000000 AS queued,"
+                " TIMESTAMPDIFF(MICROSECOND, MIN(IF(status = 'running', started_at, NULL)), UTC_TIMESTAMP(6))"
+                " / 1000000 AS running,"
+                " COUNT(IF(custody = 'rq' AND enqueued_at IS NULL, 1, NULL)) AS unplaced"
+                " FROM caption_tasks WHERE status IN ('queued', 'running')"
+            )
+        ).one()
+    by: dict[str, dict[str, int]] = {"status": {}, "priority": {}, "custody": {}}
+    for row in groups:
+        for column, counts in by.items():
+            value = getattr(row, column)
+            counts[value] = counts.get(value, 0) + row.tasks
+    return {
+        "by_status": by["status"],
+        "by_priority": by["priority"],
+        "by_custody": by["custody"],
+        "groups": [dict(row._mapping) for row in groups],
+        "oldest_queued_seconds": None if ages.queued is None else max(0.0, float(ages.queued)),
+        "oldest_running_seconds": None if ages.running is None else float(ages.running),
+        "outbox": int(ages.unplaced),
+    }
+
+
+def _route(connection: Connection, rq_usable: bool, user_id: int) -> Custody:
+    control = read_control(connection, for_submission=True)
+    if control.intake_paused:
+        raise IntakeClosed(control.intake_reason, control.retry_after_seconds)
+    return "rq" if bucket_of(user_id) < control.share(rq_usable) else "db"
+
+
+def _refusing_a_second_active_task(engine: Engine, work: Callable[[Connection], Custody]) -> Custody:
+    try:
+        return in_transaction(engine, work)
+    except IntegrityError as error:
+        if error_code(error) == _DUPLICATE_KEY and "one_active_per_user" in str(error.orig):
+            raise ActiveTaskExists("the user already has a task that is queued or running") from error
+        raise
+
+
+def _status(connection: Connection, task_id: str) -> str:
+    status = connection.execute(
+        text("SELECT status FROM caption_tasks WHERE id = :id"), {"id": task_id}
+    ).scalar_one_or_none()
+    if status is None:
+        raise TaskNotFound(task_id)
+    return str(status)
+
+
+def _claim(connection: Connection, task_id: str, worker: str) -> Claim:
+    row = connection.execute(
+        text("SELECT image_path, attempts, max_attempts FROM caption_tasks WHERE id = :id"), {"id": task_id}
+    ).one()
+    return Claim(task_id, row.image_path, row.attempts, row.max_attempts, worker)
+
+
+def _holder(claim: Claim) -> dict[str, object]:
+    return {"id": claim.task_id, "worker": claim.worker, "attempt": claim.attempt}

@@ -1,0 +1,184 @@
+"""Compiles a mapping's conditions and orders to SQLAlchemy Core, against the live table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from ..core.conditions import All, Among, Any, Compare, Condition, Due, IsNull, Like, Not
+from ..core.errors import MappingError
+from ..core.mapping import Order
+from .sql_connect import place, speaking
+
+Clause = sa.ColumnElement[bool]
+
+_NOW = {
+    "utc": "UTC_TIMESTAMP(6)",
+    "local": "NOW(6)",
+    "epoch": "UNIX_TIMESTAMP(NOW(6))",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveColumn:
+    """A column as the database has it. ``values`` is the value set of an ENUM, else empty."""
+
+    name: str
+    family: str  # text | number | time | other
+    values: tuple[str, ...]
+    nullable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """A table as the database has it."""
+
+    name: str
+    engine: str
+    columns: Mapping[str, LiveColumn]
+    primary_key: tuple[str, ...]
+
+    def column(self, name: str) -> sa.ColumnClause[object]:
+        """An untyped column, so that results come as the driver decodes them."""
+        return sa.column(name, _selectable=self.clause())
+
+    def clause(self) -> sa.TableClause:
+        """The table for use in statements."""
+        return sa.table(self.name, *[sa.column(name) for name in self.columns])
+
+
+def read_table(engine: Engine, name: str) -> LiveTable:
+    """Read a table's shape from the database.
+
+    :raises MappingError: the table does not exist
+    """
+    with speaking(engine):
+        inspector = sa.inspect(engine)
+        if not inspector.has_table(name):
+            raise MappingError(
+                f"table '{name}' does not exist.", where=place(engine), next_step="correct source.table in the mapping."
+            )
+        options = inspector.get_table_options(name)
+        columns = {}
+        for found in inspector.get_columns(name):
+            kind = found["type"]
+            columns[found["name"]] = LiveColumn(
+                found["name"], _family(kind), tuple(getattr(kind, "enums", ())), bool(found["nullable"])
+            )
+        key = tuple(inspector.get_pk_constraint(name)["constrained_columns"])
+    engine_name = next((str(v) for k, v in options.items() if k.endswith("_engine")), "InnoDB")
+    return LiveTable(name, engine_name, columns, key)
+
+
+def _family(kind: sa.types.TypeEngine[object]) -> str:
+    if isinstance(kind, sa.types.Integer | sa.types.Numeric | sa.types.Float | sa.types.Boolean):
+        return "number"
+    if isinstance(kind, sa.types.DateTime | sa.types.TIMESTAMP | sa.types.Date):
+        return "time"
+    if isinstance(kind, sa.types.String):
+        return "text"
+    return "other"
+
+
+class Compiler:
+    """Turns conditions over one live table into clauses."""
+
+    def __init__(self, table: LiveTable, clocks: Mapping[str, str]) -> None:
+        self.table = table
+        self.clause = table.clause()
+        self.clocks = clocks
+
+    def column(self, name: str, where: str = "mapping") -> sa.ColumnElement[object]:
+        """A column of the table.
+
+        :raises MappingError: it has no such column
+        """
+        if name not in self.table.columns:
+            raise MappingError(
+                f"column '{name}' does not exist in table '{self.table.name}'; it has: {', '.join(sorted(self.table.columns))}.",
+                where=where,
+            )
+        return self.clause.c[name]
+
+    def clock(self, name: str) -> str:
+        """Which clock a column keeps: utc, local or epoch. Time columns are UTC and numbers epochs unless stated."""
+        if name in self.clocks:
+            return self.clocks[name]
+        self.column(name)
+        return "epoch" if self.table.columns[name].family == "number" else "utc"
+
+    def micros(self, name: str) -> sa.ColumnElement[object]:
+        """A time column as microseconds since the epoch: integers decode faster than timestamps."""
+        column = self.column(name)
+        clock = self.clock(name)
+        if clock == "utc":
+            return sa.func.timestampdiff(sa.text("MICROSECOND"), sa.text("'1970-01-01'"), column)
+        if clock == "local":
+            return sa.cast(sa.func.unix_timestamp(column) * 1_000_000, sa.BigInteger)
+        return sa.cast(column * 1_000_000, sa.BigInteger)
+
+    def compile(self, condition: Condition) -> Clause:
+        """A condition as a clause that is true or false, never NULL."""
+        if isinstance(condition, All):
+            return sa.and_(sa.true(), *[self.compile(part) for part in condition.parts])
+        if isinstance(condition, Any):
+            return sa.or_(sa.false(), *[self.compile(part) for part in condition.parts])
+        if isinstance(condition, Not):
+            return sa.func.coalesce(self.compile(condition.part), sa.false()) == sa.false()
+        column = self.column(condition.column)
+        if isinstance(condition, Among):
+            if len(condition.values) == 1:
+                return column == condition.values[0]
+            return column.in_(condition.values)
+        if isinstance(condition, IsNull):
+            return column.is_(None)
+        if isinstance(condition, Due):
+            return column <= self.instant(self.clock(condition.column), condition.plus)
+        if isinstance(condition, Like):
+            return column.startswith(condition.prefix, autoescape=True)
+        if isinstance(condition, Compare):
+            return self._compare(column, condition)
+        raise MappingError(f"{condition!r} is not a condition.", where="mapping")
+
+    def instant(self, clock: str, plus: float = 0.0) -> sa.ColumnElement[object]:
+        """The database's now, less ``plus`` seconds, on a clock."""
+        now = _NOW[clock]
+        if clock == "epoch":
+            return sa.literal_column(f"({now} - {plus:f})")
+        return sa.literal_column(f"({now} - INTERVAL {int(plus * 1_000_000)} MICROSECOND)") if plus else sa.literal_column(now)
+
+    def _compare(self, column: sa.ColumnElement[object], condition: Compare) -> Clause:
+        other: object = self.column(condition.other) if isinstance(condition.other, str) else condition.other
+        match condition.op:
+            case "below":
+                return column < other
+            case "above":
+                return column > other
+            case "at_least":
+                return column >= other
+            case _:
+                return column <= other
+
+    def order(self, steps: tuple[Order, ...], id_column: str) -> list[sa.ColumnElement[object]]:
+        """The claim order; ties by id. An ENUM in its own order sorts by the column, so that an index serves it."""
+        clauses: list[sa.ColumnElement[object]] = []
+        for step in steps:
+            column = self.column(step.column, "source.order")
+            if not step.first:
+                clauses.append(column.desc() if step.descending else column.asc())
+                continue
+            values = self.table.columns[step.column].values
+            if values == tuple(step.first):
+                clauses.append(column.asc())
+            elif values == tuple(reversed(step.first)):
+                clauses.append(column.desc())
+            else:
+                rank = sa.func.field(column, *step.first)
+                # FIELD gives 0 for a value that is not listed: those come last.
+                clauses.append(sa.case((rank == 0, len(step.first) + 1), else_=rank).asc())
+        if not any(step.column == id_column for step in steps):
+            clauses.append(self.column(id_column).asc())
+        return clauses

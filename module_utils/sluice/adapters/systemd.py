@@ -1,0 +1,183 @@
+"""Worker processes as systemd units, through ``systemctl``."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+
+from ..core.errors import StoreError
+from ..ports.surroundings import Clock, WorkerProcess
+from .system_clock import SystemClock
+
+#: Runs an argument list and gives (return code, standard output, standard error).
+Runner = Callable[[Sequence[str]], tuple[int, str, str]]
+
+_PROPERTIES = (
+    "Id", "LoadState", "ActiveState", "SubState", "MainPID", "ExecMainCode", "ExecMainStatus", "Result", "FragmentPath",
+)  # fmt: skip
+_ALIVE = frozenset({"active", "reloading", "activating", "deactivating", "refreshing", "maintenance"})
+_CODE_EXITED = 1
+_SIGKILL = 9
+_ADMIN_UNITS = "/etc/systemd/system/"
+_POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 60
+
+
+def run_command(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Run one command without a shell and wait for it.
+
+    :raises StoreError: the program is not there, or does not end
+    """
+    try:
+        done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StoreError(
+            f"{arguments[0]} cannot be run: {error}.", where="systemd", next_step="run this on a host with systemd."
+        ) from error
+    return done.returncode, done.stdout, done.stderr
+
+
+class SystemdWorkers:
+    """See :class:`..ports.surroundings.Supervisor`.
+
+    A stop also masks the units, durably, so that neither a boot nor a colleague starts them again; a start unmasks.
+    systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the fence at
+    the store is what holds.
+
+    :param units: group -> unit names, e.g. ``{"legacy": ["captions-legacy@1.service"]}``
+    :param deadline: seconds to wait for killed units to be gone
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, Sequence[str]],
+        host: str,
+        *,
+        runner: Runner = run_command,
+        clock: Clock | None = None,
+        deadline: float = 15.0,
+    ) -> None:
+        self.units = {group: tuple(_full(name) for name in names) for group, names in units.items()}
+        self.host = host
+        self.runner = runner
+        self.clock = clock or SystemClock()
+        self.deadline = deadline
+
+    def list(self, group: str) -> Sequence[WorkerProcess]:
+        """The group's units now, one process each.
+
+        :raises StoreError: systemd does not answer, or knows no such unit
+        """
+        return [self._process(unit) for unit in self._show(group)]
+
+    def start(self, group: str) -> bool:
+        """Unmask and start what does not run.
+
+        :raises StoreError: a unit did not start
+        """
+        units = self._show(group)
+        masked = [unit["Id"] for unit in units if unit["LoadState"] == "masked"]
+        if masked:
+            self._systemctl("unmask", "--", *masked)
+        resting = [unit["Id"] for unit in units if unit["ActiveState"] not in ("active", "reloading")]
+        if resting:
+            self._systemctl("start", "--", *resting)
+        return bool(masked or resting)
+
+    def request_stop(self, group: str) -> bool:
+        """Mask the units that can be masked, and ask what runs to stop; returns at once."""
+        units = self._show(group)
+        maskable = [
+            u["Id"] for u in units if u["LoadState"] != "masked" and not u["FragmentPath"].startswith(_ADMIN_UNITS)
+        ]
+        if maskable:
+            self._systemctl("mask", "--", *maskable)
+        running = [unit["Id"] for unit in units if unit["ActiveState"] in _ALIVE - {"deactivating"}]
+        if running:
+            self._systemctl("stop", "--no-block", "--", *running)
+        return bool(running)
+
+    def kill(self, group: str) -> Sequence[WorkerProcess]:
+        """SIGKILL every process of the units that are left, and wait until they are gone; returns what was killed.
+
+        :raises StoreError: a unit outlived the signal
+        """
+        killed = [process for process in self.list(group) if process.alive]
+        if not killed:
+            return []
+        names = [process.name for process in killed]
+        self._systemctl("stop", "--no-block", "--", *names)  # so that Restart= does not start it again
+        self._systemctl("kill", "--signal=KILL", "--", *names)
+        until = self.clock.monotonic() + self.deadline
+        while left := [process.name for process in self.list(group) if process.alive]:
+            if self.clock.monotonic() >= until:
+                raise StoreError(
+                    f"{', '.join(left)} outlived SIGKILL for {self.deadline:.0f} s.",
+                    where=self._place(),
+                    next_step="look at 'systemctl status' on that host; a process may wait for a disk.",
+                )
+            self.clock.wait(_POLL_SECONDS)
+        return killed
+
+    def _show(self, group: str) -> Sequence[Mapping[str, str]]:
+        names = self.units.get(group, ())
+        if not names:
+            raise StoreError(
+                f"no unit is named for the group '{group}'.",
+                where=self._place(),
+                next_step="name its units in the inventory.",
+            )
+        answer = self._systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *names)
+        blocks = [
+            dict(line.partition("=")[::2] for line in block.splitlines()) for block in answer.strip().split("\n\n")
+        ]
+        if len(blocks) != len(names) or any(set(_PROPERTIES) - set(block) - {"FragmentPath"} for block in blocks):
+            raise StoreError("the answer of systemctl show cannot be read.", where=self._place())
+        missing = [block["Id"] for block in blocks if block["LoadState"] not in ("loaded", "masked")]
+        if missing:
+            raise StoreError(
+                f"there is no such unit, or it cannot be loaded: {', '.join(missing)}.",
+                where=self._place(),
+                next_step="correct the units in the inventory.",
+            )
+        return [{"FragmentPath": "", **block} for block in blocks]
+
+    def _process(self, unit: Mapping[str, str]) -> WorkerProcess:
+        alive = unit["ActiveState"] in _ALIVE
+        return WorkerProcess(
+            name=unit["Id"],
+            host=self.host,
+            pid=int(unit["MainPID"]),
+            state=f"{unit['ActiveState']} ({unit['SubState']})",
+            exit=None if alive else _exit(unit),
+            alive=alive,
+        )
+
+    def _systemctl(self, *arguments: str) -> str:
+        code, output, error = self.runner(["systemctl", "--no-ask-password", *arguments])
+        if code != 0:
+            raise StoreError(
+                f"systemctl {arguments[0]} ended with {code}: {error.strip() or 'no message'}.",
+                where=self._place(),
+                next_step="check the unit names and that this account may manage units.",
+            )
+        return output
+
+    def _place(self) -> str:
+        return f"systemd of {self.host}"
+
+
+def _full(name: str) -> str:
+    return name if "." in name else f"{name}.service"
+
+
+def _exit(unit: Mapping[str, str]) -> int | None:
+    """The last exit status: negative for a signal, also one that hit a child after the stop took too long."""
+    code, status = int(unit["ExecMainCode"]), int(unit["ExecMainStatus"])
+    if code == 0:
+        return None  # systemd never saw it end, e.g. since the last boot
+    if code != _CODE_EXITED:
+        return -status
+    if status == 0 and unit["Result"] != "success":
+        return -_SIGKILL
+    return status

@@ -1,0 +1,116 @@
+"""The phases of a run and every legal move between them."""
+
+from __future__ import annotations
+
+import enum
+
+from .errors import RunConflict
+
+
+class Phase(enum.StrEnum):
+    """Where a run stands. Each is reached by one gate."""
+
+    OPENED = "opened"
+    PREPARED = "prepared"
+    HYBRID = "hybrid"
+    ROUTED = "routed"
+    FENCED = "fenced"
+    TRANSFERRED = "transferred"
+    VERIFIED = "verified"
+    VALIDATED = "validated"
+    CLEANED = "cleaned"
+    ABORTED = "aborted"
+    ROLLED_BACK = "rolled_back"
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OPENED: frozenset(
+        {
+            Phase.PREPARED,  # backups verified, the probe finished
+            Phase.ABORTED,  # preparation failed: nothing was routed
+        }
+    ),
+    Phase.PREPARED: frozenset(
+        {
+            Phase.HYBRID,  # both sides run, a share is proved
+            Phase.ROUTED,  # no hybrid by plan
+            Phase.ABORTED,  # given up before anything moved
+        }
+    ),
+    Phase.HYBRID: frozenset(
+        {
+            Phase.ROUTED,  # the share reached 100 %, proved by the barrier
+            Phase.ABORTED,  # share back to 0
+        }
+    ),
+    Phase.ROUTED: frozenset(
+        {
+            Phase.FENCED,  # no claimer of the side that was left can work any more
+            Phase.HYBRID,  # the share was lowered again
+            Phase.ABORTED,  # the drain or the fence failed: route back
+        }
+    ),
+    Phase.FENCED: frozenset(
+        {
+            Phase.TRANSFERRED,  # nothing ready or delayed is left at the source
+            Phase.ABORTED,  # nothing was released yet: fences lifted, holds put back
+        }
+    ),
+    Phase.TRANSFERRED: frozenset(
+        {
+            Phase.VERIFIED,  # the balance holds, by identity
+            Phase.FENCED,  # a straggler reopened the transfer
+            Phase.ROLLED_BACK,  # a rollback run took everything home
+        }
+    ),
+    Phase.VERIFIED: frozenset(
+        {
+            Phase.VALIDATED,  # every success criterion has a value
+            Phase.FENCED,  # a straggler, or a store that lost data, reopened the transfer
+            Phase.ROLLED_BACK,  # a rollback run took everything home
+        }
+    ),
+    Phase.VALIDATED: frozenset(
+        {
+            Phase.CLEANED,  # stability time over, holds decided
+            Phase.FENCED,  # a straggler was found late
+            Phase.ROLLED_BACK,  # a rollback run took everything home
+        }
+    ),
+    Phase.CLEANED: frozenset(),
+    Phase.ABORTED: frozenset(),
+    Phase.ROLLED_BACK: frozenset(),
+}
+
+ENDED = frozenset({Phase.CLEANED, Phase.ABORTED, Phase.ROLLED_BACK})
+
+# The order of a forward run, for "where does it stand" and "not reached".
+FORWARD = (
+    Phase.OPENED,
+    Phase.PREPARED,
+    Phase.HYBRID,
+    Phase.ROUTED,
+    Phase.FENCED,
+    Phase.TRANSFERRED,
+    Phase.VERIFIED,
+    Phase.VALIDATED,
+    Phase.CLEANED,
+)
+
+
+def reached(current: Phase, wanted: Phase) -> bool:
+    """True when a forward run that stands at ``current`` has already passed ``wanted``."""
+    if current in (Phase.ABORTED, Phase.ROLLED_BACK):
+        return False
+    return FORWARD.index(current) >= FORWARD.index(wanted)
+
+
+def require_transition(current: Phase, wanted: Phase) -> None:
+    """Raise RunConflict unless ``current -> wanted`` is an arrow of the table."""
+    if wanted not in TRANSITIONS[current]:
+        allowed = ", ".join(sorted(TRANSITIONS[current])) or "nothing: the run has ended"
+        raise RunConflict(
+            f"a run that stands at '{current}' cannot go to '{wanted}'.",
+            where="ledger",
+            next_step=f"from '{current}' the legal phases are: {allowed}.",
+        )

@@ -1,0 +1,241 @@
+"""The transfer: claim, stage, confirm, release, activate, batch by batch, resumable at every arrow.
+
+Three batches overlap: while one is claimed at the source, the one before is staged at the target, and the one before
+that is released and activated. Memory holds three batches, however long the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from ..core.errors import FenceOpen, StagesGone
+from ..core.tasks import Claim, Lease, Refused, Task
+from ..core.verdicts import Gate
+from ..ports.ledger import Ledger
+from ..ports.stores import SourceEnd, TargetEnd
+from ..ports.surroundings import Clock
+
+#: A batch whose locks were held longer than this makes the next one smaller (seconds).
+LONG_LOCK = 0.25
+SHORT_LOCK = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the mover may go. ``rate`` is tasks per second, 0 for as fast as the stores allow."""
+
+    batch: int = 1000
+    smallest: int = 50
+    largest: int = 2000
+    rate: float = 0.0
+    lease_seconds: float = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What one slice did. ``done`` means that nothing is left to claim; counts are of this slice only."""
+
+    moved: int = 0
+    held: int = 0
+    lost: int = 0
+    reactivated: int = 0
+    batches: int = 0
+    done: bool = False
+    stopped: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    number: int
+    tasks: Sequence[Task]
+    digests: Sequence[str]
+
+
+class Transfer:
+    """Moves tasks from a source to a target under a lease."""
+
+    def __init__(
+        self,
+        source: SourceEnd,
+        target: TargetEnd,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        prove_fence: Callable[[], Gate],
+        custody_in_row: bool,
+        pace: Pace | None = None,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.ledger = ledger
+        self.clock = clock
+        self.prove_fence = prove_fence
+        self.custody_in_row = custody_in_row
+        self.pace = pace or Pace()
+        self._size = self.pace.batch
+
+    def slice(self, lease: Lease, seconds: float, *, on_batch: Callable[[Moved], None] | None = None) -> Moved:
+        """Move tasks for about ``seconds``, ending between two batches.
+
+        :raises FenceOpen: a claimer of the source could still work
+        :raises LeaseLost: another run took over; nothing was written since
+        :raises GenerationMismatch: the target lost the stamp of this run
+        """
+        begun = self.clock.monotonic()
+        self.ledger.renew(lease, self.pace.lease_seconds)
+        gate = self.prove_fence()
+        if not gate.open:
+            raise FenceOpen(gate.explain(), where="fence", next_step="run playbooks/migrate.yml again: it fences first.")
+        result = Moved(reactivated=self.resume(lease))
+        number = self.ledger.next_batch(lease)
+        renewed = begun
+        with ThreadPoolExecutor(1, "claim") as claiming, ThreadPoolExecutor(1, "release") as releasing:
+            claim: Future[Claim] | None = claiming.submit(self._claim, lease)
+            release: Future[Moved] | None = None
+            while claim is not None:
+                found = claim.result()
+                now = self.clock.monotonic()
+                if now - renewed > self.pace.lease_seconds / 4:
+                    self.ledger.renew(lease, self.pace.lease_seconds)
+                    renewed = now
+                empty = not found.tasks and not found.refused
+                stopped = not empty and self.ledger.stop_requested()
+                over = now - begun >= seconds
+                claim = None if empty or over or stopped else claiming.submit(self._claim, lease)
+                if not empty:
+                    batch, held = self._stage(lease, found, number)
+                    number += 1
+                    result = replace(result, held=result.held + held)
+                    if release is not None:
+                        result = self._add(result, release.result())
+                        if on_batch:
+                            on_batch(result)
+                    release = releasing.submit(self._release, lease, batch)
+                result = replace(result, done=empty, stopped=stopped, seconds=self.clock.monotonic() - begun)
+                self._keep_rate(result, begun)
+            if release is not None:
+                result = self._add(result, release.result())
+        return replace(result, seconds=self.clock.monotonic() - begun)
+
+    @staticmethod
+    def _add(result: Moved, more: Moved) -> Moved:
+        return replace(
+            result, moved=result.moved + more.moved, lost=result.lost + more.lost, batches=result.batches + more.batches
+        )
+
+    def resume(self, lease: Lease) -> int:
+        """Activate whatever an earlier attempt released and did not activate; returns how many."""
+        count = 0
+        for number, tasks in self.ledger.moved_since(lease, self.target.last_batch()):
+            count += self._activate(lease, tasks, number)
+        return count
+
+    def _claim(self, lease: Lease) -> Claim:
+        begun = self.clock.monotonic()
+        claim = self.source.claim(lease, self._size)
+        self._adapt(self.clock.monotonic() - begun, len(claim.tasks))
+        return claim
+
+    def _adapt(self, seconds: float, count: int) -> None:
+        """The mover is a guest: locks are held briefly, so a slow store gets smaller batches."""
+        if seconds > LONG_LOCK:
+            self._size = max(self.pace.smallest, self._size // 2)
+        elif seconds < SHORT_LOCK and count >= self._size:
+            self._size = min(self.pace.largest, self._size + self._size // 4)
+
+    def _keep_rate(self, result: Moved, begun: float) -> None:
+        if self.pace.rate > 0:
+            ahead = (result.moved + result.held) / self.pace.rate - (self.clock.monotonic() - begun)
+            if ahead > 0:
+                self.clock.wait(min(ahead, self.pace.lease_seconds / 5))
+
+    def _stage(self, lease: Lease, claim: Claim, number: int) -> tuple[_Batch, int]:
+        """Stage and confirm a claimed batch; what the target cannot take, or did not keep as sent, is held."""
+        refused = list(claim.refused)
+        staged = self.target.stage(lease, claim.tasks)
+        wanted = self.target.digests(claim.tasks)
+        foreign, marked = set(staged.foreign), set(staged.marked)
+        good: list[Task] = []
+        digests: list[str] = []
+        differing: list[str] = []
+        theirs: list[str] = []
+        for task in claim.tasks:
+            digest = staged.digests.get(task.job_id)
+            if digest is not None and digest == wanted[task.job_id]:
+                good.append(task)
+                digests.append(digest)
+            elif task.job_id in foreign and not self.custody_in_row:
+                theirs.append(task.id)
+            elif task.job_id in foreign:
+                refused.append(Refused(task.id, "another job of this id exists at the target"))
+            elif task.job_id in marked:
+                refused.append(Refused(task.id, "the target activated this id before, and the source still claims it"))
+            else:
+                differing.append(task.job_id)
+                refused.append(Refused(task.id, "the target did not keep what was staged (digests differ)"))
+        if differing:
+            self.target.discard(lease, differing)
+        if theirs:
+            self.source.leave(lease, theirs, "born at the target: its row has no word for custody")
+        return _Batch(number, good, digests), self._hold(lease, refused)
+
+    def _hold(self, lease: Lease, refused: Sequence[Refused]) -> int:
+        held = 0
+        reasons: dict[str, list[str]] = {}
+        for entry in refused:
+            reasons.setdefault(entry.reason, []).append(entry.id)
+        for reason, ids in reasons.items():
+            held += self.source.hold(lease, ids, reason)
+        return held
+
+    def _release(self, lease: Lease, batch: _Batch) -> Moved:
+        """Custody passes here. Stages of tasks that were no longer ours are deleted; the others are activated."""
+        if not batch.tasks:
+            return Moved(batches=1)
+        begun = self.clock.monotonic()
+        released = self.source.release(lease, batch.tasks, batch.digests, batch.number)
+        self._adapt(self.clock.monotonic() - begun, 0)
+        if released.lost:
+            self.target.discard(lease, [task.job_id for task in released.lost])
+        if released.moved:
+            self._activate(lease, released.moved, batch.number)
+        return Moved(moved=len(released.moved), lost=len(released.lost), batches=1)
+
+    def _activate(self, lease: Lease, tasks: Sequence[Task], batch: int) -> int:
+        try:
+            return self.target.activate(lease, tasks, batch)
+        except StagesGone as gone:
+            return gone.activated + self._stage_again(lease, tasks, gone.job_ids, batch)
+
+    def _stage_again(self, lease: Lease, tasks: Sequence[Task], job_ids: Sequence[str], batch: int) -> int:
+        """The target lost staged jobs of released tasks: their rows still say unstarted, so they are staged once more."""
+        missing = set(job_ids)
+        claim = self.source.reread([task.id for task in tasks if task.job_id in missing])
+        # Of those not given by reread the witness shows a start or an end: they need no job.
+        again = [task for task in claim.tasks if task.job_id in missing]
+        staged = self.target.stage(lease, again)
+        wanted = self.target.digests(again)
+        sound = [task for task in again if staged.digests.get(task.job_id) == wanted[task.job_id]]
+        return self.target.activate(lease, sound, batch) if sound else 0
+
+
+def abort(source: SourceEnd, target: TargetEnd, lease: Lease) -> tuple[int, int]:
+    """Undo before the point of no return: claimed tasks back into circulation, their stages deleted.
+
+    :returns: tasks put back, stages deleted
+    """
+    back = source.put_back(lease)
+    stages: list[str] = []
+    gone = 0
+    for sighting in target.census():
+        if sighting.place == "hash" and sighting.where == "created":
+            stages.append(sighting.id)
+        if len(stages) >= 1000:
+            gone += target.discard(lease, stages)
+            stages = []
+    if stages:
+        gone += target.discard(lease, stages)
+    return back, gone

@@ -1,0 +1,292 @@
+"""captions in a lab of its own: real MariaDB, Redis, Gunicorn, polling workers and RQ workers."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.__main__ import Lab
+from lab.images import BROKEN
+from lab.layout import Layout
+from lab.state import State, read_state
+from lab.stores import PrivateMariaDB
+from lab.supervision import Supervisor
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Running:
+    """The lab as its user sees it: HTTP, the effects file, and the processes."""
+
+    def __init__(self, lab: Lab, state: State) -> None:
+        self.lab = lab
+        self.state = state
+        self.layout = lab.layout
+        self.supervisor: Supervisor = lab.supervisor
+        self.last_user = 0
+
+    def request(
+        self, method: str, path: str, body: object = None, token: str | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.state.web_port}{path}", method=method)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.load(answer), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error), dict(error.headers)
+
+    def admin(self, path: str, body: object = None) -> dict[str, Any]:
+        method = "GET" if body is None else "POST"
+        status, answer, _ = self.request(method, f"/admin/{path}", body, self.state.admin_token)
+        assert status == 200, answer
+        return answer
+
+    def submit(self, image: str = "image-01.png", **more: object) -> str:
+        self.last_user += 1
+        status, answer, _ = self.request("POST", "/tasks", {"user_id": self.last_user, "image": image, **more})
+        assert status == 201, answer
+        return str(answer["id"])
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        status, answer, _ = self.request("GET", f"/tasks/{task_id}")
+        assert status == 200, answer
+        return answer
+
+    def finished(self, *task_ids: str) -> list[dict[str, Any]]:
+        until(lambda: all(self.task(task_id)["status"] in ("completed", "failed") for task_id in task_ids))
+        return [self.task(task_id) for task_id in task_ids]
+
+    def effects(self, task_id: str) -> Counter[tuple[str, str]]:
+        lines = [json.loads(line) for line in self.layout.effects_file.read_text().splitlines()]
+        return Counter((line["event"], line["side"]) for line in lines if line["task"] == task_id)
+
+    def sql(self, statement: str, *values: object) -> None:
+        with PrivateMariaDB(self.layout.mariadb, self.state.db_port).connect_as_root("captions") as connection:
+            connection.cursor().execute(statement, values)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    layout = Layout(tmp_path_factory.mktemp("checkout"))
+    lab = Lab(layout)
+    try:
+        lab.up({"rq": 1})
+        state = read_state(layout.state_file)
+        assert state is not None
+        yield Running(lab, state)
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def quiet(running: Running) -> Iterator[Running]:
+    """Nobody claims, so that tasks stay as they are."""
+    running.admin("polling", {"polling": False})
+    yield running
+    running.admin("polling", {"polling": True})
+
+
+@pytest.fixture(scope="module")
+def on_rq(running: Running) -> Running:
+    """RQ switched on the way an operator does it: settings, then a graceful reload of the web processes."""
+    with running.layout.env_file.open("a") as file:
+        redis = running.lab._connection_settings(running.state)["SLUICE_LAB_REDIS_URL"]
+        file.write(f"RQ_ENABLED=true\nRQ_REDIS_URL={redis}\nRQ_KEY_PREFIX=captions-rq\n")
+    before = {running.request("GET", "/health")[1]["pid"] for _ in range(20)}
+    running.supervisor._call("signalProcess", "web", "HUP")
+    until(lambda: not before & {running.request("GET", "/health")[1]["pid"] for _ in range(20)})
+    running.admin("route", {"share": 100})
+    assert running.supervisor.start_group("rqworkers") == ["rq_0"]
+    return running
+
+
+def test_polling_workers_finish_tasks_and_each_effect_happens_once(running: Running) -> None:
+    done = [running.submit(f"image-{number:02d}.png", priority=p) for number, p in enumerate(("low", "urgent", "high"))]
+    for task in running.finished(*done):
+        assert (task["status"], task["owner"], task["attempts"]) == ("completed", "db", 1)
+        assert task["caption"].startswith("A ")
+        assert running.effects(task["id"]) == {("start", "db"): 1, ("end", "db"): 1}
+
+
+def test_an_unreadable_image_fails_after_all_attempts(running: Running) -> None:
+    (task,) = running.finished(running.submit(BROKEN))
+    assert (task["status"], task["attempts"]) == ("failed", 3)
+    assert BROKEN in task["error"]
+    assert running.effects(task["id"]) == {("start", "db"): 3}
+
+
+def test_one_active_task_per_user_until_it_is_cancelled(quiet: Running) -> None:
+    first = quiet.submit()
+    body = {"user_id": quiet.last_user, "image": "image-02.png"}
+    assert quiet.request("POST", "/tasks", body)[0] == 409
+    assert quiet.request("POST", f"/tasks/{first}/cancel")[0] == 200
+    assert quiet.request("POST", f"/tasks/{first}/cancel")[0] == 409
+    status, second, _ = quiet.request("POST", "/tasks", body)
+    assert status == 201
+    assert quiet.request("POST", f"/tasks/{first}/retry")[0] == 409
+    assert quiet.request("POST", f"/tasks/{second['id']}/cancel")[0] == 200
+    assert quiet.request("POST", f"/tasks/{first}/retry")[0] == 200
+    assert quiet.task(first)["status"] == "queued"
+
+
+def test_a_held_task_can_be_cancelled_but_not_retried(quiet: Running) -> None:
+    held = quiet.submit()
+    quiet.sql("UPDATE caption_tasks SET custody = 'held', custody_token = 7 WHERE id = %s", held)
+    assert quiet.task(held)["owner"] == "held"
+    assert quiet.request("POST", f"/tasks/{held}/cancel")[0] == 200
+    assert (quiet.task(held)["status"], quiet.task(held)["custody_token"]) == ("cancelled", 7)
+    assert quiet.request("POST", f"/tasks/{held}/retry")[0] == 409
+
+
+def test_a_delayed_task_waits(running: Running) -> None:
+    delayed, at_once = running.submit(delay_seconds=600), running.submit()
+    running.finished(at_once)
+    assert running.task(delayed)["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        {"image": "image-01.png"},
+        {"user_id": "1", "image": "image-01.png"},
+        {"user_id": 1, "image": "../captions.env"},
+        {"user_id": 1, "image": "/etc/passwd"},
+        {"user_id": 1, "image": "image-01.png", "priority": "utmost"},
+        {"user_id": 1, "image": "image-01.png", "delay_seconds": -1},
+    ],
+)
+def test_what_cannot_be_understood_is_answered_400(running: Running, body: object) -> None:
+    status, answer, _ = running.request("POST", "/tasks", body)
+    assert status == 400
+    assert answer["error"]
+
+
+def test_a_paused_intake_turns_away_and_reopens_at_its_deadline(running: Running) -> None:
+    assert running.admin("intake", {"action": "pause", "reason": "change 7", "seconds": 2})["intake"] == "paused"
+    status, answer, headers = running.request("POST", "/tasks", {"user_id": 999_999, "image": "image-01.png"})
+    assert (status, headers["Retry-After"]) in ((503, "1"), (503, "2"))
+    assert "change 7" in answer["error"]
+    until(lambda: running.admin("intake")["intake"] == "open", seconds=5)
+    running.submit()
+    longest = running.admin("intake")["longest_pause_seconds"]
+    too_long = {"action": "pause", "reason": "r", "seconds": longest + 1}
+    assert running.request("POST", "/admin/intake", too_long, running.state.admin_token)[0] == 400
+
+
+def test_admin_requests_need_the_token(running: Running) -> None:
+    for path in ("intake", "route", "polling", "stats"):
+        assert running.request("GET", f"/admin/{path}")[0] == 401
+        assert running.request("GET", f"/admin/{path}", token="wrong")[0] == 401
+
+
+def test_without_rq_a_share_sends_nobody_there_and_says_so(running: Running) -> None:
+    answer = running.admin("route", {"share": 100})
+    assert (answer["share"], answer["effective_share"], answer["rq_enabled"]) == (100, 0, False)
+    assert "RQ is not enabled" in answer["note"]
+    assert running.task(running.submit())["owner"] == "db"
+    running.admin("route", {"share": 0})
+
+
+def test_up_again_changes_nothing(running: Running) -> None:
+    before = [(process.name, process.pid) for process in running.supervisor.processes()]
+    settings = running.layout.env_file.read_bytes()
+    running.lab.up({})
+    assert [(process.name, process.pid) for process in running.supervisor.processes()] == before
+    assert running.layout.env_file.read_bytes() == settings
+
+
+def test_a_polling_worker_finishes_its_task_before_it_ends(tmp_path: Path, running: Running) -> None:
+    running.lab.up({"work_ms": 1000})
+    task_id = running.submit()
+    until(lambda: running.task(task_id)["status"] == "running")
+    running.supervisor.stop_group("legacy")
+    assert running.task(task_id)["status"] == "completed"
+    running.lab.up({"work_ms": 0})
+
+
+def test_rq_workers_finish_what_is_routed_to_them(on_rq: Running) -> None:
+    ids = [on_rq.submit(priority=priority) for priority in ("low", "normal", "high", "urgent")]
+    for task in on_rq.finished(*ids):
+        assert (task["status"], task["owner"], task["attempts"]) == ("completed", "rq", 1)
+        assert task["worker"].startswith("rq_0-")
+        assert on_rq.effects(task["id"]) == {("start", "rq"): 1, ("end", "rq"): 1}
+
+
+def test_a_failed_attempt_goes_through_the_outbox_again(on_rq: Running) -> None:
+    (task,) = on_rq.finished(on_rq.submit(BROKEN))
+    assert (task["status"], task["owner"], task["attempts"]) == ("failed", "rq", 3)
+    assert on_rq.effects(task["id"]) == {("start", "rq"): 3}
+
+
+def test_a_delayed_task_is_scheduled_in_rq_and_runs_after_its_time(on_rq: Running) -> None:
+    task_id = on_rq.submit(delay_seconds=1.5)
+    (task,) = on_rq.finished(task_id)
+    assert (task["status"], task["owner"]) == ("completed", "rq")
+    assert task["started_at"] >= task["available_at"]
+
+
+def test_tasks_are_accepted_without_redis_and_placed_when_it_is_back(on_rq: Running) -> None:
+    on_rq.supervisor.stop_group("redis")
+    task_id = on_rq.submit()
+    task = on_rq.task(task_id)
+    assert (task["status"], task["owner"], task["enqueued_at"]) == ("queued", "rq", None)
+    on_rq.supervisor.start_group("redis")
+    (task,) = on_rq.finished(task_id)
+    assert task["status"] == "completed"
+    assert task["enqueued_at"] is not None
+    assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
+
+
+def test_the_guard_turns_away_a_job_whose_task_was_cancelled_or_taken_back(on_rq: Running) -> None:
+    on_rq.supervisor.stop_group("rqworkers")
+    cancelled, taken_back = on_rq.submit(), on_rq.submit(delay_seconds=0)
+    assert on_rq.request("POST", f"/tasks/{cancelled}/cancel")[0] == 200
+    on_rq.sql("UPDATE caption_tasks SET custody = 'held' WHERE id = %s", taken_back)
+    after = on_rq.submit(priority="low")
+    on_rq.supervisor.start_group("rqworkers")
+    on_rq.finished(after)
+    assert on_rq.effects(cancelled) == on_rq.effects(taken_back) == {}
+    assert on_rq.task(cancelled)["status"] == "cancelled"
+    assert on_rq.task(taken_back)["status"] == "queued"
+
+
+def test_in_an_emergency_new_tasks_stay_in_the_database(on_rq: Running) -> None:
+    assert on_rq.admin("emergency", {"on": True, "reason": "drill"})["effective_share"] == 0
+    assert on_rq.task(on_rq.submit())["owner"] == "db"
+    assert on_rq.admin("emergency", {"on": False})["effective_share"] == 100
+
+
+def test_statistics_add_up(on_rq: Running) -> None:
+    stats = on_rq.admin("stats")
+    total = sum(stats["by_status"].values())
+    assert total == sum(stats["by_priority"].values()) == sum(stats["by_custody"].values()) > 10
+
+
+def test_kill_of_a_store_is_survived(on_rq: Running) -> None:
+    mariadb = next(p for p in on_rq.supervisor.processes() if p.name == "mariadb")
+    on_rq.supervisor._call("signalProcess", "mariadb", "KILL")
+    until(lambda: next(p for p in on_rq.supervisor.processes() if p.name == "mariadb").pid not in (0, mariadb.pid))
+    until(lambda: on_rq.request("GET", "/health")[0] == 200)
+    (task,) = on_rq.finished(on_rq.submit())
+    assert task["status"] == "completed"
