@@ -104,7 +104,7 @@ def attach(database_url: str, redis_url: str, mapping: mappings.TaskMapping, run
     engine = sql_connect.connect(database_url)
     ledger = SqlLedger(engine, mapping.system)
     source = SqlTable(engine, mapping)
-    ledger.baseline_from(source.baseline_select())
+    ledger.baseline_from(source.baseline_select)
     target = RqQueues(redis_connect.connect(redis_url), mapping)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE sluice_lease SET expires_at = '2000-01-01'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -44,14 +45,13 @@ def describe_image(path: Path) -> str:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{path.name} cannot be read as an image: {type(error).__name__}") from error
     data = sample.tobytes()
-    covered: dict[str, int] = {}
+    pixels = Counter(zip(data[0::3], data[1::3], data[2::3], strict=True))
+    covered: Counter[str] = Counter()
     light = 0
-    for offset in range(0, len(data), 3):
-        red, green, blue = data[offset : offset + 3]
-        name = colour_name(red, green, blue)
-        covered[name] = covered.get(name, 0) + 1
-        light += 299 * red + 587 * green + 114 * blue
-    brightness = light // (1000 * (len(data) // 3))
+    for (red, green, blue), count in pixels.items():
+        covered[colour_name(red, green, blue)] += count
+        light += count * (299 * red + 587 * green + 114 * blue)
+    brightness = light // (1000 * pixels.total())
     dominant = min(covered, key=lambda name: (-covered[name], name))
     tone = "dark" if brightness < 85 else "bright" if brightness > 170 else "mid-toned"
     return f"A {tone} image of {width} by {height} pixels, mostly {dominant} (brightness {brightness})."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ class SettingsError(Exception):
 class Settings:
     """What one process of the application was started with. Times carry their unit in the name.
 
-    Values with a credential in them are left out of ``repr``.
+    ``digest`` is the start of the SHA-256 of what was read, so that one can see from outside whether a process has
+    the present file. Values with a credential in them are left out of ``repr``.
     """
 
     source: str
+    digest: str
     database_url: str = field(repr=False)
     legacy_database_url: str = field(repr=False)
     rq_database_url: str = field(repr=False)
@@ -71,15 +74,16 @@ def load_settings(path: Path | None = None) -> Settings:
             raise SettingsError(f"{ENV_FILE_VARIABLE} is not set; set it to the path of the application's .env file")
         path = Path(named)
     try:
-        values = parse_env(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        values = parse_env(content.decode())
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}); {ENV_FILE_VARIABLE} names it") from error
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
-    return settings_from(values, source=str(path))
+    return settings_from(values, source=str(path), digest=hashlib.sha256(content).hexdigest()[:16])
 
 
-def settings_from(values: Mapping[str, str], source: str) -> Settings:
+def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> Settings:
     """Check the values and give them their types. ``source`` is named in messages."""
 
     def required(key: str) -> str:
@@ -116,6 +120,7 @@ def settings_from(values: Mapping[str, str], source: str) -> Settings:
         raise SettingsError(f"{source}: LEGACY_KIND is {legacy_kind!r}; write one of {', '.join(LEGACY_KINDS)}")
     return Settings(
         source=source,
+        digest=digest,
         database_url=database_url,
         legacy_database_url=values.get("LEGACY_DATABASE_URL") or database_url,
         rq_database_url=values.get("RQ_DATABASE_URL") or database_url,

@@ -123,8 +123,13 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
                 state["redis"] = type(error).__name__
         # Without Redis tasks are still accepted: they wait in the outbox.
         well = state["database"] == "ok"
-        body = {"status": "ok" if well else "failing", **state, "rq_enabled": settings.rq_enabled, "pid": os.getpid()}
-        return jsonify(body), 200 if well else 503
+        return jsonify(
+            status="ok" if well else "failing",
+            **state,
+            rq_enabled=settings.rq_enabled,
+            pid=os.getpid(),
+            settings_digest=settings.digest,
+        ), 200 if well else 503
 
     # --- switches and statistics -------------------------------------------------------------------------------
 

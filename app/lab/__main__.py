@@ -34,7 +34,7 @@ from lab.stores import (
     wait_for,
     write_private,
 )
-from lab.supervision import Supervisor, write_config
+from lab.supervision import Supervisor, end_leftovers, write_config
 
 _START_SECONDS = 60
 
@@ -70,9 +70,7 @@ class Lab:
         self._prepare_database(state, mariadb)
         self._write_connection_settings(state)
         if settings_changed and previous is not None:
-            for group in ("web", "legacy"):
-                if any(process.group == group for process in self.supervisor.processes()):
-                    self.supervisor.stop_group(group)
+            self._have_settings_read()
         self._start("web", "web processes")
         wait_for(
             "the web application",
@@ -91,7 +89,8 @@ class Lab:
             self.supervisor.shut_down()
             say("stopped every process")
         else:
-            say("nothing runs")
+            say("no supervisord runs")
+        self._end_leftovers()
         remove_run_directory(self.layout.directory)
         remove_run_directory(self.layout.mariadb)
 
@@ -162,6 +161,7 @@ class Lab:
 
     def _start_stores(self, state: State, mariadb: PrivateMariaDB, redis: PrivateRedis) -> None:
         if not self.supervisor.running:
+            self._end_leftovers()
             fresh = not mariadb.data.is_dir()
             mariadb.initialise()
             redis.initialise()
@@ -183,6 +183,11 @@ class Lab:
                 self.layout.logs / f"{store.name}.log",
             )
 
+    def _end_leftovers(self) -> None:
+        ended = end_leftovers(self.layout)
+        if ended:
+            say(f"ended {ended} process(es) whose supervisord was gone")
+
     def _prepare_database(self, state: State, mariadb: PrivateMariaDB) -> None:
         connection = mariadb.connect_as_root()
         with connection:
@@ -193,6 +198,17 @@ class Lab:
             made = ensure_accounts(connection, state.db_passwords)
         if made:
             say(f"made the tables and the accounts {', '.join(made)}")
+
+    def _have_settings_read(self) -> None:
+        """Web processes are replaced one by one, workers finish their task and start again."""
+        running = {process.group for process in self.supervisor.processes() if process.state == "RUNNING"}
+        if "web" in running:
+            self.supervisor.signal("web", "HUP")
+        for group in ("legacy", "rqworkers"):
+            if group in running:
+                self.supervisor.stop_group(group)
+                self.supervisor.start_group(group)
+        say("had the application read its changed settings")
 
     def _start(self, group: str, what: str) -> None:
         started = self.supervisor.start_group(group)

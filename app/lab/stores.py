@@ -227,6 +227,7 @@ class PrivateMariaDB(PrivateServer):
             "--auth-root-authentication-method=normal",
             "--skip-name-resolve",
             "--skip-test-db",
+            "--force",  # works without a resolver: our accounts are named by address
         ]
         if os.geteuid() == 0:
             command.append("--user=root")
@@ -246,6 +247,10 @@ class PrivateMariaDB(PrivateServer):
             (self.directory / "init.sql").unlink()
             self._write_defaults(None)
         return True
+
+    def _end(self, number: signal.Signals, seconds: float) -> None:
+        super()._end(number, seconds)
+        remove_run_directory(self.directory)
 
     def connect_as_root(self, database: str | None = None) -> pymysql.connections.Connection[pymysql.cursors.Cursor]:
         """A connection of ``root`` over the unix socket, autocommit on. The caller closes it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -176,6 +178,10 @@ class Supervisor:
         """Whether no process of the group has failed to start."""
         return all(p.state not in ("FATAL", "EXITED") for p in self.processes() if p.group == group)
 
+    def signal(self, process: str, name: str) -> None:
+        """Send a signal, by its name without SIG, to a process (``group:name`` where the two differ)."""
+        self._call("signalProcess", process, name)
+
     def stop_group(self, group: str) -> None:
         """Stop the group in order and wait for it."""
         self._call("stopProcessGroup", group, True)
@@ -192,6 +198,43 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise StoreError(f"supervisord (process {pid}) did not end within 60 s; see {self._layout.logs}")
             time.sleep(0.05)
+
+
+def leftovers(layout: Layout) -> list[int]:
+    """Processes of this lab whose supervisord was killed: they work in the lab's directory, under our user."""
+    found = []
+    inside = str(layout.directory.resolve())
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if entry.stat().st_uid != os.getuid():
+                continue
+            where = str((entry / "cwd").readlink())
+            command = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue  # it ended while we looked
+        # A shell or an editor that somebody has open in there is not ours.
+        ours = any(word in command for word in ("mariadbd", "redis-server", "captions.", "supervisor.supervisord"))
+        if ours and (where == inside or where.startswith(inside + "/")):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def end_leftovers(layout: Layout) -> int:
+    """End them in order, and by force what is still there after half a minute; how many there were."""
+    pids = leftovers(layout)
+    for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        for pid in leftovers(layout):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while any(_exists(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    remaining = [pid for pid in pids if _exists(pid)]
+    if remaining:
+        raise StoreError(f"processes {remaining} of an earlier lab in {layout.directory} do not end; end them by hand")
+    return len(pids)
 
 
 class _UnixConnection(http.client.HTTPConnection):

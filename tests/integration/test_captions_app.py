@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +21,7 @@ from lab.images import BROKEN
 from lab.layout import Layout
 from lab.state import State, read_state
 from lab.stores import PrivateMariaDB
-from lab.supervision import Supervisor
+from lab.supervision import Supervisor, leftovers
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -112,9 +115,9 @@ def on_rq(running: Running) -> Running:
     with running.layout.env_file.open("a") as file:
         redis = running.lab._connection_settings(running.state)["SLUICE_LAB_REDIS_URL"]
         file.write(f"RQ_ENABLED=true\nRQ_REDIS_URL={redis}\nRQ_KEY_PREFIX=captions-rq\n")
-    before = {running.request("GET", "/health")[1]["pid"] for _ in range(20)}
-    running.supervisor._call("signalProcess", "web", "HUP")
-    until(lambda: not before & {running.request("GET", "/health")[1]["pid"] for _ in range(20)})
+    digest = hashlib.sha256(running.layout.env_file.read_bytes()).hexdigest()[:16]
+    running.supervisor.signal("web", "HUP")
+    until(lambda: {running.request("GET", "/health")[1]["settings_digest"] for _ in range(20)} == {digest})
     running.admin("route", {"share": 100})
     assert running.supervisor.start_group("rqworkers") == ["rq_0"]
     return running
@@ -285,8 +288,20 @@ def test_statistics_add_up(on_rq: Running) -> None:
 
 def test_kill_of_a_store_is_survived(on_rq: Running) -> None:
     mariadb = next(p for p in on_rq.supervisor.processes() if p.name == "mariadb")
-    on_rq.supervisor._call("signalProcess", "mariadb", "KILL")
+    on_rq.supervisor.signal("mariadb", "KILL")
     until(lambda: next(p for p in on_rq.supervisor.processes() if p.name == "mariadb").pid not in (0, mariadb.pid))
     until(lambda: on_rq.request("GET", "/health")[0] == 200)
     (task,) = on_rq.finished(on_rq.submit())
     assert task["status"] == "completed"
+
+
+def test_a_lab_whose_supervisord_was_killed_is_taken_up_again(on_rq: Running) -> None:
+    pid = on_rq.supervisor.pid
+    assert pid is not None
+    # Its children survive it and keep their ports and the data directory.
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not on_rq.supervisor.running)
+    assert len(leftovers(on_rq.layout)) >= 5
+    on_rq.lab.up({})
+    assert {p.state for p in on_rq.supervisor.processes() if p.group in ("mariadb", "redis", "web")} == {"RUNNING"}
+    assert on_rq.request("GET", "/health")[0] == 200

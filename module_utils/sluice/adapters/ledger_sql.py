@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, VARCHAR
@@ -13,7 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from ..core.errors import GateClosed, LeaseLost, RunConflict
 from ..core.phases import ENDED, Phase, require_transition
-from ..core.tasks import Lease, Mark, Sighting, Task
+from ..core.tasks import ENDED_MEANWHILE, Lease, Mark, Sighting, Task
 from ..core.verdicts import Gate
 from ..ports.ledger import Event, LeaseState, Run
 from .sql_connect import place, reading, speaking, transaction
@@ -24,10 +25,14 @@ VERSION = "1"
 metadata = sa.MetaData()
 _ID = VARCHAR(190, charset="utf8mb4", collation="utf8mb4_bin")
 _WORD = VARCHAR(64, charset="ascii", collation="ascii_bin")
-_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 meta = sa.Table(
-    "sluice_meta", metadata, sa.Column("k", _WORD, primary_key=True), sa.Column("v", sa.Text, nullable=False), **_OPTIONS
+    "sluice_meta",
+    metadata,
+    sa.Column("k", _WORD, primary_key=True),
+    sa.Column("v", sa.Text, nullable=False),
+    **_OPTIONS,
 )
 lease_table = sa.Table(
     "sluice_lease",
@@ -131,10 +136,10 @@ class SqlLedger:
     def __init__(self, engine: Engine, system: str) -> None:
         self.engine = engine
         self.system = system
-        self._baseline_select: sa.Select[tuple[str, str]] | None = None
+        self._baseline_select: Callable[[], sa.Select[tuple[str, str]]] | None = None
 
-    def baseline_from(self, select: sa.Select[tuple[str, str]]) -> None:
-        """Name the select (task id, place) that a baseline is taken from; the source adapter gives it."""
+    def baseline_from(self, select: Callable[[], sa.Select[tuple[str, str]]]) -> None:
+        """Name what makes the select (task id, place) that a baseline is taken from; the source adapter does."""
         self._baseline_select = select
 
     # -- installation -------------------------------------------------------------------------------------------
@@ -182,7 +187,9 @@ class SqlLedger:
         if not self.installed():
             return None
         with reading(self.engine) as connection:
-            row = connection.execute(sa.select(run_table).where(condition).order_by(run_table.c.seq.desc()).limit(1)).first()
+            row = connection.execute(
+                sa.select(run_table).where(condition).order_by(run_table.c.seq.desc()).limit(1)
+            ).first()
         if row is None:
             return None
         return Run(
@@ -195,14 +202,18 @@ class SqlLedger:
             mapping_digest=row.mapping_digest,
             generation=row.generation,
             opened_at=row.opened_at.replace(tzinfo=UTC),
-            point_of_no_return_at=None if row.point_of_no_return_at is None else row.point_of_no_return_at.replace(tzinfo=UTC),
+            point_of_no_return_at=None
+            if row.point_of_no_return_at is None
+            else row.point_of_no_return_at.replace(tzinfo=UTC),
             settings=json.loads(row.settings),
         )
 
     def start_run(self, run: Run) -> None:
         """Record a new run; the unique key on the open system refuses a second one."""
         with transaction(self.engine) as connection:
-            if connection.scalar(sa.select(run_table.c.id).where(run_table.c.open_system == self.system).with_for_update()):
+            if connection.scalar(
+                sa.select(run_table.c.id).where(run_table.c.open_system == self.system).with_for_update()
+            ):
                 raise RunConflict(
                     "another run of this system is open.",
                     where="ledger",
@@ -317,7 +328,9 @@ class SqlLedger:
             raise GateClosed(gate.explain(), where=f"gate before '{wanted}'")
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
-            current = connection.scalar(sa.select(run_table.c.phase).where(run_table.c.id == lease.run_id).with_for_update())
+            current = connection.scalar(
+                sa.select(run_table.c.phase).where(run_table.c.id == lease.run_id).with_for_update()
+            )
             if current is None:
                 raise RunConflict(f"run {lease.run_id} is not in the ledger.", where="ledger")
             require_transition(Phase(current), wanted)
@@ -351,14 +364,20 @@ class SqlLedger:
     def next_batch(self, lease: Lease) -> int:
         """One more than the highest batch number of this run."""
         with reading(self.engine) as connection:
-            highest = connection.scalar(sa.select(sa.func.max(task_table.c.batch)).where(task_table.c.run_id == lease.run_id))
+            highest = connection.scalar(
+                sa.select(sa.func.max(task_table.c.batch)).where(task_table.c.run_id == lease.run_id)
+            )
         return int(highest or 0) + 1
 
     def moved_since(self, lease: Lease, batch: int) -> Iterator[tuple[int, Sequence[Task]]]:
         """Released tasks above a batch number, a batch at a time, in claim order."""
         query = (
-            sa.select(task_table.c.task_id, task_table.c.job_id, task_table.c.queue, task_table.c.eta, task_table.c.batch)
-            .where(task_table.c.run_id == lease.run_id, task_table.c.batch > batch, task_table.c.mark == Mark.MOVED.value)
+            sa.select(
+                task_table.c.task_id, task_table.c.job_id, task_table.c.queue, task_table.c.eta, task_table.c.batch
+            )
+            .where(
+                task_table.c.run_id == lease.run_id, task_table.c.batch > batch, task_table.c.mark == Mark.MOVED.value
+            )
             .order_by(task_table.c.batch, task_table.c.position)
         )
         with reading(self.engine) as connection:
@@ -366,9 +385,21 @@ class SqlLedger:
             for number, group in groupby(rows, key=lambda row: row.batch):
                 yield number, [Task(r.task_id, r.job_id, r.queue, (), 0.0, r.eta, 0, 0) for r in group]
 
+    def ended_meanwhile(self, lease: Lease) -> Sequence[str]:
+        """Job ids of tasks that were settled because they ended while this run had claimed them."""
+        query = sa.select(task_table.c.job_id).where(
+            task_table.c.run_id == lease.run_id,
+            task_table.c.mark == Mark.SETTLED.value,
+            task_table.c.reason == ENDED_MEANWHILE,
+        )
+        with reading(self.engine) as connection:
+            return [row[0] for row in connection.execute(query)]
+
     def marks(self) -> Iterator[Sighting]:
         """Every id with its mark."""
-        query = sa.select(task_table.c.task_id, task_table.c.mark, task_table.c.job_id).where(task_table.c.system == self.system)
+        query = sa.select(task_table.c.task_id, task_table.c.mark, task_table.c.job_id).where(
+            task_table.c.system == self.system
+        )
         yield from self._stream(query)
 
     def held(self) -> Sequence[Sighting]:
@@ -397,17 +428,27 @@ class SqlLedger:
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
             connection.execute(sa.delete(baseline_table).where(baseline_table.c.run_id == lease.run_id))
-            select = self._baseline_select.add_columns(sa.literal(lease.run_id))
+            select = self._baseline_select().add_columns(sa.literal(lease.run_id))
             done = connection.execute(sa.insert(baseline_table).from_select(["task_id", "place", "run_id"], select))
             return int(done.rowcount)
+
+    def forget_baseline(self, lease: Lease) -> int:
+        """Delete the remembered ids of this run (cleanup); returns how many."""
+        with transaction(self.engine) as connection:
+            lock_lease(connection, lease)
+            return int(
+                connection.execute(sa.delete(baseline_table).where(baseline_table.c.run_id == lease.run_id)).rowcount
+            )
 
     def baseline(self, run_id: str) -> Iterator[Sighting]:
         """The ids remembered at the start."""
         yield from self._stream(
-            sa.select(baseline_table.c.task_id, baseline_table.c.place, sa.literal("")).where(baseline_table.c.run_id == run_id)
+            sa.select(baseline_table.c.task_id, baseline_table.c.place, sa.literal("")).where(
+                baseline_table.c.run_id == run_id
+            )
         )
 
-    def _stream(self, query: sa.Select[tuple[str, str, str]]) -> Iterator[Sighting]:
+    def _stream(self, query: sa.Select[Any]) -> Iterator[Sighting]:
         with reading(self.engine) as connection:
             for row in connection.execution_options(stream_results=True, yield_per=5000).execute(query):
                 yield Sighting(row[0], row[1], row[2])
@@ -418,15 +459,23 @@ def gate_detail(gate: Gate) -> dict[str, object]:
     return {
         "gate": gate.name,
         "checks": [
-            {"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step} for c in gate.checks
+            {"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step}
+            for c in gate.checks
         ],
     }
 
 
-def _append(connection: Connection, run_id: str, kind: str, name: str, verdict: str, detail: Mapping[str, object]) -> None:
+def _append(
+    connection: Connection, run_id: str, kind: str, name: str, verdict: str, detail: Mapping[str, object]
+) -> None:
     connection.execute(
         sa.insert(event_table).values(
-            run_id=run_id, at=UTC_NOW, kind=kind, name=name, verdict=verdict, detail=json.dumps(dict(detail), sort_keys=True)
+            run_id=run_id,
+            at=UTC_NOW,
+            kind=kind,
+            name=name,
+            verdict=verdict,
+            detail=json.dumps(dict(detail), sort_keys=True),
         )
     )
 

@@ -12,7 +12,9 @@ from redis import exceptions
 from ..core.errors import StoreError
 
 #: Commands that every session needs and that change nothing in the data.
-_SESSION_COMMANDS = frozenset({"AUTH", "HELLO", "SELECT", "CLIENT", "PING", "INFO", "COMMAND", "TIME", "LASTSAVE", "ACL", "CONFIG"})
+_SESSION_COMMANDS = frozenset(
+    {"AUTH", "HELLO", "SELECT", "CLIENT", "PING", "INFO", "COMMAND", "TIME", "LASTSAVE", "ACL", "CONFIG"}
+)
 _HARMLESS_SUBCOMMANDS = {
     "CLIENT": frozenset({"SETNAME", "SETINFO", "GETNAME", "ID", "LIST", "INFO"}),
     "ACL": frozenset({"WHOAMI", "LIST", "GETUSER", "USERS", "CAT"}),
@@ -32,7 +34,9 @@ def connect(url: str, *, read_only: bool = False) -> redis.Redis:
     try:
         client: redis.Redis = kind.from_url(url, decode_responses=False, socket_connect_timeout=5, socket_timeout=60)
     except ValueError as error:
-        raise StoreError(f"the Redis URL cannot be read: {error}.", next_step="write redis://user:password@host:port/db.") from None
+        raise StoreError(
+            f"the Redis URL cannot be read: {error}.", next_step="write redis://user:password@host:port/db."
+        ) from None
     with speaking(client):
         client.ping()
     return client
@@ -50,23 +54,43 @@ def speaking(client: redis.Redis) -> Iterator[None]:
     try:
         yield
     except exceptions.AuthenticationError as error:
-        raise StoreError(f"login refused: {error}.", where=place(client), next_step="check user and password of the Redis URL.") from error
+        raise StoreError(
+            f"login refused: {error}.", where=place(client), next_step="check user and password of the Redis URL."
+        ) from error
     except exceptions.NoPermissionError as error:
-        raise StoreError(f"{error}.", where=place(client), next_step="give the ACL user the commands listed in docs/mapping.md.") from error
+        raise StoreError(
+            f"{error}.", where=place(client), next_step="give the ACL user the commands listed in docs/mapping.md."
+        ) from error
     except exceptions.ReadOnlyError as error:
-        raise StoreError("the server is a read-only replica.", where=place(client), next_step="point the URL at the primary.") from error
+        raise StoreError(
+            "the server is a read-only replica.", where=place(client), next_step="point the URL at the primary."
+        ) from error
     except exceptions.OutOfMemoryError as error:
-        raise StoreError(f"{error}.", where=place(client), next_step="raise maxmemory, then run the same command again.") from error
+        raise StoreError(
+            f"{error}.", where=place(client), next_step="raise maxmemory, then run the same command again."
+        ) from error
     except exceptions.BusyLoadingError as error:
-        raise StoreError("the server is loading its data.", where=place(client), next_step="run the same command again in a moment.") from error
+        raise StoreError(
+            "the server is loading its data.", where=place(client), next_step="run the same command again in a moment."
+        ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-        raise StoreError(f"no answer: {error}.", where=place(client), next_step="check host, port and that the server runs.") from error
+        raise StoreError(
+            f"no answer: {error}.", where=place(client), next_step="check host, port and that the server runs."
+        ) from error
     except exceptions.ResponseError as error:
         text = str(error)
         if "invalid DB index" in text or "DB index is out of range" in text:
-            raise StoreError("there is no database of that number.", where=place(client), next_step="correct the number at the end of the Redis URL.") from error
+            raise StoreError(
+                "there is no database of that number.",
+                where=place(client),
+                next_step="correct the number at the end of the Redis URL.",
+            ) from error
         if "MISCONF" in text:
-            raise StoreError(text, where=place(client), next_step="Redis cannot save to disk: free space there, then run the same command again.") from error
+            raise StoreError(
+                text,
+                where=place(client),
+                next_step="Redis cannot save to disk: free space there, then run the same command again.",
+            ) from error
         raise StoreError(text, where=place(client)) from error
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -12,6 +12,7 @@ from ..core.errors import FenceOpen, GenerationMismatch, LeaseLost, StoreError
 from ..core.tasks import Lease
 from ..core.verdicts import Check, Verdict
 from ..ports.surroundings import Clock
+from .redis_connect import place, speaking
 from .system_clock import SystemClock
 
 POLL_SECONDS = 0.1
@@ -52,20 +53,10 @@ class RedisFence:
             return [_nothing_named()]
         checks = []
         for user in self.users:
-            checks.append(
-                self._asked(
-                    f"{user} separate", lambda user=user: self._separate(user), "give the workers a user of their own."
-                )
-            )
-            checks.append(
-                self._asked(
-                    f"{user} exists",
-                    lambda user=user: (
-                        (True, "in the ACL") if self._rules(user) is not None else (False, "no such ACL user")
-                    ),
-                    "run playbooks/prepare.yml, which makes it.",
-                )
-            )
+            own = "give the workers a user of their own."
+            checks.append(self._asked(f"{user} separate", partial(self._separate, user), own))
+            made = "run playbooks/prepare.yml, which makes it."
+            checks.append(self._asked(f"{user} exists", partial(self._exists, user), made))
         checks.append(
             self._asked("no way in without a user", self._no_open_door, "set a password for the user 'default'.")
         )
@@ -73,11 +64,14 @@ class RedisFence:
         return checks
 
     def _separate(self, user: str) -> tuple[bool, str]:
-        if user == _text(self._call("ACL", "WHOAMI")):
+        if user == _text(self._call("ACL WHOAMI")):
             return False, "it is the mover's own user: switching it off would lock us out"
         if user in self.producers:
             return False, "the producers use it too: switching it off would stop their enqueuing"
         return True, "used by the workers only, by the settings"
+
+    def _exists(self, user: str) -> tuple[bool, str]:
+        return (False, "no such ACL user") if self._rules(user) is None else (True, "in the ACL")
 
     def _no_open_door(self) -> tuple[bool, str]:
         flags = self._rules(_DEFAULT) or frozenset()
@@ -87,11 +81,7 @@ class RedisFence:
 
     def _durable(self) -> tuple[bool, str]:
         command = self._saving()
-        return (
-            (True, f"kept by {' '.join(command)}")
-            if command
-            else (False, "neither an ACL file nor a configuration file")
-        )
+        return (True, f"kept by {command}") if command else (False, "neither an ACL file nor a configuration file")
 
     # -- closing and lifting ------------------------------------------------------------------------------------
 
@@ -102,14 +92,16 @@ class RedisFence:
         :raises LeaseLost: the token kept in Redis is newer
         """
         if not self.users:
-            raise FenceOpen("no user is named, so nothing can be fenced.", where=self._place(), next_step=_NAME_THEM)
+            raise FenceOpen(
+                "no user is named, so nothing can be fenced.", where=place(self.client), next_step=_NAME_THEM
+            )
         for user in self.users:
             separate, reading = self._separate(user)
             if not separate:
-                raise FenceOpen(f"{user}: {reading}. Nothing was switched off.", where=self._place())
+                raise FenceOpen(f"{user}: {reading}. Nothing was switched off.", where=place(self.client))
             if self._rules(user) is None:
                 raise FenceOpen(
-                    f"there is no ACL user {user}.", where=self._place(), next_step="run playbooks/prepare.yml."
+                    f"there is no ACL user {user}.", where=place(self.client), next_step="run playbooks/prepare.yml."
                 )
         changed = self._switch(lease, "off")
         return self._end_connections() or changed
@@ -125,36 +117,36 @@ class RedisFence:
     def _switch(self, lease: Lease, wanted: str) -> bool:
         """Switch what is not yet as wanted, and save always: an earlier call may have died between the two."""
         changing = [user for user in self.users if wanted not in (self._rules(user) or ())]
-        with self._speaking(), self.client.pipeline(transaction=True) as pipe:
+        with speaking(self.client), self.client.pipeline(transaction=True) as pipe:
             key = f"sluice:{{{lease.system}}}:token"
             pipe.watch(key)
             found = pipe.get(key)
             if found is None and wanted == "on":
                 raise GenerationMismatch(
                     "Redis carries no token of a run: it was emptied or replaced.",
-                    where=self._place(),
+                    where=place(self.client),
                     next_step="run playbooks/recover.yml.",
                 )
             if found is not None and int(found) > lease.token:
                 raise LeaseLost(
                     f"our token {lease.token} is not the newest: {int(found)} is. Nothing was written.",
-                    where=self._place(),
+                    where=place(self.client),
                     next_step="look at playbooks/status.yml; run the same command again when the other run is done.",
                 )
             pipe.multi()
             for user in changing:
-                pipe.execute_command("ACL", "SETUSER", user, wanted)
+                pipe.execute_command("ACL SETUSER", user, wanted)
             if not changing:
                 pipe.execute_command("PING")
             try:
                 pipe.execute()
             except redis.WatchError:
                 raise LeaseLost(
-                    "the token in Redis changed meanwhile. Nothing was written.", where=self._place()
+                    "the token in Redis changed meanwhile. Nothing was written.", where=place(self.client)
                 ) from None
         command = self._saving()
         if command:
-            self._call(*command)
+            self._call(command)
         return bool(changing)
 
     def _end_connections(self) -> bool:
@@ -164,14 +156,14 @@ class RedisFence:
         while True:
             left = self._connected()
             for user in sorted({user for user, _ in left}):
-                changed |= int(self._call("CLIENT", "KILL", "USER", user)) > 0
+                changed |= int(self._call("CLIENT KILL", "USER", user)) > 0
             quiet = quiet + 1 if not left else 0
             if quiet == 2:
                 return changed
             if self.clock.monotonic() >= until:
                 raise FenceOpen(
                     f"after {self.deadline:.0f} s connections are still there: {_shown(left)}.",
-                    where=self._place(),
+                    where=place(self.client),
                     next_step="look at CLIENT LIST and run the same command again.",
                 )
             self.clock.wait(POLL_SECONDS)
@@ -184,7 +176,7 @@ class RedisFence:
             return [_nothing_named()]
         checks = []
         for user in self.users:
-            checks.append(self._asked(f"{user} switched off", lambda user=user: self._is_off(user), "close the fence."))
+            checks.append(self._asked(f"{user} switched off", partial(self._is_off, user), "close the fence."))
         names = ", ".join(self.users)
         checks.append(
             self._asked(f"no connection of {names}", self._silent, "close the fence again; it ends what is connected.")
@@ -205,43 +197,30 @@ class RedisFence:
 
     def _rules(self, user: str) -> frozenset[str] | None:
         """The flags of an ACL user, or None when there is no such user."""
-        answer = self._call("ACL", "GETUSER", user)
+        answer = self._call("ACL GETUSER", user)
         if answer is None:
             return None
         if not isinstance(answer, dict):
-            raise StoreError("the answer to ACL GETUSER cannot be read.", where=self._place())
+            raise StoreError("the answer to ACL GETUSER cannot be read.", where=place(self.client))
         return frozenset(_text(flag) for flag in answer["flags"])
 
     def _connected(self) -> list[tuple[str, str]]:
         """User and address of every connection of the side."""
-        answer = self._call("CLIENT", "LIST")
+        answer = self._call("CLIENT LIST")
         if not isinstance(answer, list):
-            raise StoreError("the answer to CLIENT LIST cannot be read.", where=self._place())
+            raise StoreError("the answer to CLIENT LIST cannot be read.", where=place(self.client))
         return [(entry["user"], entry["addr"]) for entry in answer if entry["user"] in self.users]
 
-    def _saving(self) -> tuple[str, ...]:
+    def _saving(self) -> str:
         """The command that makes the ACL survive a restart; empty when there is none."""
-        found = self._call("CONFIG", "GET", "aclfile")
+        found = self._call("CONFIG GET", "aclfile")
         if any(_text(value) for value in found.values()):
-            return ("ACL", "SAVE")
-        return ("CONFIG", "REWRITE") if self._call("INFO", "server").get("config_file") else ()
+            return "ACL SAVE"
+        return "CONFIG REWRITE" if self._call("INFO", "server").get("config_file") else ""
 
     def _call(self, *words: str) -> Any:
-        with self._speaking():
+        with speaking(self.client):
             return self.client.execute_command(*words)
-
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.WatchError:
-            raise
-        except redis.RedisError as error:
-            raise StoreError(
-                str(error),
-                where=self._place(),
-                next_step="check the address, and that the mover's user has the ACL rule +@admin.",
-            ) from error
 
     def _asked(self, name: str, question: Callable[[], tuple[bool, str]], next_step: str) -> Check:
         """A check whose question could not be answered is unknown."""
@@ -250,12 +229,6 @@ class RedisFence:
         except StoreError as error:
             return Check(name, Verdict.UNKNOWN, str(error), next_step)
         return Check.of(name, passed, reading, next_step)
-
-    def _place(self) -> str:
-        settings = self.client.get_connection_kwargs()
-        return f"Redis at {settings.get('host', settings.get('path', 'its socket'))}:{settings.get('port', '')}".rstrip(
-            ":"
-        )
 
 
 _NAME_THEM = "name the Redis user of the workers in the settings."

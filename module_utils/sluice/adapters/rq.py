@@ -7,6 +7,7 @@ raw commands, since RQ's own reads clean up as they go.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,31 @@ from zlib import compress
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
+from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer, PickleSerializer
 
 from ..core.errors import GenerationMismatch, LeaseLost, StagesGone, StoreError
 from ..core.mapping import TaskMapping
 from ..core.tasks import Home, Lease, Sighting, Staged, Task
+from ..core.verdicts import Check
 from . import rq_scripts
 from .redis_connect import place, speaking
 
 #: Fields that RQ changes in the life of a job; the digest leaves them out.
-_MUTABLE = frozenset({"status", "started_at", "ended_at", "last_heartbeat", "worker_name", "retries_left", "enqueued_at", "group_id"})
+_MUTABLE = frozenset(
+    {
+        "status",
+        "started_at",
+        "ended_at",
+        "last_heartbeat",
+        "worker_name",
+        "retries_left",
+        "enqueued_at",
+        "group_id",
+        "meta",
+    }
+)
 _VARYING = ("created_at", "data", "description")
 _JOBS_PER_CALL = 500
 _CHUNK = 5000
@@ -103,7 +118,12 @@ class RqQueues:
     def clear_stamp(self) -> int:
         """Delete our keys (cleanup, or the undo of an unfinished run); returns how many there were."""
         with speaking(self.client):
-            return int(cast(int, self.client.delete(*self._keys, self.batch_key, self.run_key)))
+            return int(self.client.delete(*self._keys, self.batch_key, self.run_key))
+
+    def our_keys(self) -> list[str]:
+        """The names of our keys that exist: the manifest of a cleanup."""
+        with speaking(self.client):
+            return [key for key in (*self._keys, self.batch_key, self.run_key) if self.client.exists(key)]
 
     def last_batch(self) -> int:
         """See the port."""
@@ -112,7 +132,7 @@ class RqQueues:
     def run_id_of_server(self) -> str:
         """The server's own run id: another one means that it was restarted."""
         with speaking(self.client):
-            return str(cast("dict[str, Any]", self.client.info("server"))["run_id"])
+            return str(self.client.info("server")["run_id"])
 
     def _script(self, source: str, lease: Lease | None, arguments: Sequence[Any]) -> Any:
         head = [lease.generation, lease.token] if lease else ["", 0]
@@ -120,7 +140,7 @@ class RqQueues:
             try:
                 sha = self._shas.get(source)
                 if sha is None:
-                    sha = self._shas[source] = cast(str, self.client.script_load(source))
+                    sha = self._shas[source] = self.client.script_load(source)
                 try:
                     return self.client.execute_command("EVALSHA", sha, len(self._keys), *self._keys, *head, *arguments)
                 except NoScriptError:
@@ -150,17 +170,22 @@ class RqQueues:
         found: dict[str, str] = {}
         foreign: list[str] = []
         marked: list[str] = []
-        groups: dict[tuple[str, int], list[Task]] = defaultdict(list)
+        groups: dict[tuple[str, int, bool], list[Task]] = defaultdict(list)
         for task in tasks:
-            groups[task.queue, self._retries_left(task)].append(task)
-        for (queue, retries), members in groups.items():
+            groups[task.queue, self._retries_left(task), bool(task.meta)].append(task)
+        for (queue, retries, with_meta), members in groups.items():
             names, shared, digest_fields = self._prototype(queue, retries)
-            head = [f"{self.prefix}:job:", len(names), len(_VARYING), len(digest_fields), *names, *shared, *digest_fields]
+            varying = len(_VARYING) + with_meta
+            if with_meta:
+                names = [*names[: -len(_VARYING)], "meta", *_VARYING]
+            head = [f"{self.prefix}:job:", len(names), varying, len(digest_fields), *names, *shared, *digest_fields]
             for start in range(0, len(members), _JOBS_PER_CALL):
                 chunk = members[start : start + _JOBS_PER_CALL]
                 arguments: list[Any] = head.copy()
                 for task in chunk:
                     arguments.append(task.job_id)
+                    if with_meta:
+                        arguments.append(self.serializer.dumps(dict(task.meta)))
                     arguments.extend(self._varying(task))
                 for task, answer in zip(chunk, self._script(rq_scripts.STAGE, lease, arguments), strict=True):
                     if answer == b"M":
@@ -183,13 +208,15 @@ class RqQueues:
                 names, shared, fields = self._prototype(*key)
                 fixed = dict(zip(names, shared, strict=False))
                 head = heads[key] = b"\x1f".join(fixed[f] for f in fields if f not in _VARYING)
-            result[task.job_id] = sha1(head + b"\x1f" + b"\x1f".join(self._varying(task)), usedforsecurity=False).hexdigest()
+            result[task.job_id] = sha1(
+                head + b"\x1f" + b"\x1f".join(self._varying(task)), usedforsecurity=False
+            ).hexdigest()
         return result
 
     def _retries_left(self, task: Task) -> int:
         """RQ counts runs after the first; the mapping counts all attempts."""
         if self.target.retries != "carry":
-            return -1
+            return self.target.retry_max or -1
         return max(0, task.attempts_allowed - task.attempts_used - 1)
 
     def _prototype(self, queue: str, retries: int) -> tuple[list[str], list[bytes], list[str]]:
@@ -210,6 +237,8 @@ class RqQueues:
         )
         if retries >= 0:
             job.retries_left = retries
+            if self.target.retry_intervals:
+                job.retry_intervals = list(self.target.retry_intervals)
         mapping = job.to_dict(include_meta=True)
         mapping["status"] = "created"
         names = [name for name in mapping if name not in _VARYING]
@@ -224,7 +253,11 @@ class RqQueues:
         stamp = datetime.fromtimestamp(task.created, UTC)
         created = f"{stamp:%Y-%m-%dT%H:%M:%S}.{stamp.microsecond:06d}Z"
         payload = self.serializer.dumps((self.target.function, None, task.args, {}))
-        text = f"{self.target.function}({', '.join(map(repr, task.args))})" if not self.target.opaque else self.target.function
+        text = (
+            f"{self.target.function}({', '.join(map(repr, task.args))})"
+            if not self.target.opaque
+            else self.target.function
+        )
         if task.meta:
             text = f"{text} [{task.id}]"
         return created.encode(), compress(payload, 1), text[:500].encode()
@@ -233,7 +266,9 @@ class RqQueues:
         """See the port."""
         gone = 0
         for start in range(0, len(job_ids), _CHUNK):
-            gone += int(self._script(rq_scripts.DISCARD, lease, [f"{self.prefix}:job:", *job_ids[start : start + _CHUNK]]))
+            gone += int(
+                self._script(rq_scripts.DISCARD, lease, [f"{self.prefix}:job:", *job_ids[start : start + _CHUNK]])
+            )
         return gone
 
     def activate(self, lease: Lease, tasks: Sequence[Task], batch: int) -> int:
@@ -252,7 +287,11 @@ class RqQueues:
             self.batch_key,
         ]
         for task in tasks:
-            arguments += (task.job_id, task.queue, "" if task.eta is None or task.eta <= now.timestamp() else int(task.eta))
+            arguments += (
+                task.job_id,
+                task.queue,
+                "" if task.eta is None or task.eta <= now.timestamp() else int(task.eta),
+            )
         answer = self._script(rq_scripts.ACTIVATE, lease, arguments)
         if len(answer) > 1:
             raise StagesGone(int(answer[0]), [job_id.decode() for job_id in answer[1:]], place(self.client))
@@ -265,6 +304,23 @@ class RqQueues:
             gone += int(self._script(rq_scripts.UNMARK, lease, list(job_ids[start : start + _CHUNK])))
         return gone
 
+    def clear(self, lease: Lease, jobs: Sequence[tuple[str, str]]) -> None:
+        """Remove what is left of jobs that live nowhere any more, before they are placed again; input (job id, queue).
+
+        Only ever called with the target's workers fenced: an entry without a hash, or a hash without an entry, is
+        worth nothing to them.
+        """
+        if self.read_stamp()[1] > lease.token:
+            raise self._refusal(f"SLUICE token {self.read_stamp()[1]}", lease)
+        with speaking(self.client):
+            pipe = self.client.pipeline(transaction=True)
+            for job_id, queue in jobs:
+                pipe.lrem(f"{self.prefix}:queue:{queue}", 0, job_id)
+                pipe.lrem(f"{self.prefix}:queue:{queue}:intermediate", 0, job_id)
+                pipe.zrem(f"{self.prefix}:scheduled:{queue}", job_id)
+                pipe.delete(f"{self.prefix}:job:{job_id}")
+            pipe.execute()
+
     def marked(self, job_ids: Sequence[str]) -> Sequence[bool]:
         """See the port."""
         if not job_ids:
@@ -275,7 +331,9 @@ class RqQueues:
     def stored_digests(self, tasks: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Digests of jobs as they lie in Redis now; input (job id, queue); '' when the hash is gone."""
         result: dict[str, str] = {}
-        _, _, fields = self._prototype(self.queues()[0], -1 if self.target.retries != "carry" else 0)
+        _, _, fields = self._prototype(
+            self.queues()[0], 0 if self.target.retries == "carry" else self.target.retry_max or -1
+        )
         for start in range(0, len(tasks), _CHUNK):
             ids = [job_id for job_id, _ in tasks[start : start + _CHUNK]]
             arguments = [f"{self.prefix}:job:", len(fields), *fields, *ids]
@@ -369,6 +427,15 @@ class RqQueues:
                     found.append(Sighting(job_id, home, queue))
         return found
 
+    def sides(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """How many of these ids have, or had, a job here ('target'), and how many do not ('source')."""
+        with speaking(self.client):
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipe.exists(f"{self.prefix}:job:{job_id}")
+            here = sum(int(answer) for answer in pipe.execute())
+        return {"target": here, "source": len(job_ids) - here}
+
     def depths(self) -> dict[str, int]:
         """Queued and scheduled jobs by queue."""
         with speaking(self.client):
@@ -379,6 +446,58 @@ class RqQueues:
             answers = pipe.execute()
         return {queue: int(answers[2 * i]) + int(answers[2 * i + 1]) for i, queue in enumerate(self.queues())}
 
+    def probe(self) -> object:
+        """Enqueue ``operator.add(20, 22)`` on a queue of its own, run it by a real RQ worker here, remove every trace.
+
+        :returns: the answer, or None when there was none
+        """
+        name = f"sluice-probe-{secrets.token_hex(4)}"
+        with speaking(self.client):
+            queue = Queue(name, connection=self.client, serializer=self.serializer)
+            job: Job = queue.enqueue("operator.add", 20, 22, job_timeout=20, result_ttl=60)
+            try:
+                worker = SimpleWorker(
+                    [queue], connection=self.client, serializer=self.serializer, name=f"{name}-worker"
+                )
+                worker.work(burst=True, logging_level="CRITICAL", with_scheduler=False)
+                latest = job.latest_result()
+                return latest.return_value if latest else None
+            finally:
+                job.delete()
+                queue.delete()
+                words = ("finished", "failed", "wip", "workers", "clean_registries")
+                self.client.delete(*[f"{self.prefix}:{word}:{name}" for word in words])
+
+    def worker_checks(self, now: float, least: int) -> list[Check]:
+        """Live workers by their heartbeats, in total and for each queue of the mapping. Reads only."""
+        listening: dict[str, int] = dict.fromkeys(self.queues(), 0)
+        live = 0
+        with speaking(self.client):
+            for key in sorted(cast("set[bytes]", self.client.smembers(f"{self.prefix}:workers"))):
+                values = self.client.hmget(key, "last_heartbeat", "queues", "death")
+                heartbeat, queues, death = (v.decode() if isinstance(v, bytes) else "" for v in values)
+                if not heartbeat or death:
+                    continue
+                # A busy worker is heard of at least every 90 s, an idle one every 480 s (RQ 2 and 3).
+                age = now - datetime.strptime(heartbeat, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
+                if age > 490:
+                    continue
+                live += 1
+                for queue in queues.split(","):
+                    if queue in listening:
+                        listening[queue] += 1
+        empty = [queue for queue, number in listening.items() if not number]
+        advice = "start the target's workers on every queue of the mapping."
+        return [
+            Check.of("live RQ workers", live >= least, f"{live} heard of, at least {least} wanted", advice),
+            Check.of(
+                "every queue has a worker",
+                not empty,
+                f"without a worker: {', '.join(empty)}" if empty else f"{len(listening)} queues served",
+                advice,
+            ),
+        ]
+
     def durable(self, *, deadline: float = 10.0) -> str:
         """Wait until everything written so far is on the server's disk; returns how it is known, or raises.
 
@@ -388,24 +507,40 @@ class RqQueues:
         :raises StoreError: AOF is off, its last write failed, or no fsync was seen in ``deadline`` seconds
         """
         with speaking(self.client):
-            info = cast("dict[str, Any]", self.client.info("persistence"))
+            info = self.client.info("persistence")
             if not info.get("aof_enabled"):
-                raise StoreError("AOF is off: what was activated is not on disk.", where=place(self.client), next_step="set appendonly yes.")
-            version = tuple(int(p) for p in str(cast("dict[str, Any]", self.client.info("server"))["redis_version"]).split(".")[:2])
+                raise StoreError(
+                    "AOF is off: what was activated is not on disk.",
+                    where=place(self.client),
+                    next_step="set appendonly yes.",
+                )
+            version = tuple(int(p) for p in str(self.client.info("server")["redis_version"]).split(".")[:2])
             if version >= (7, 2):
                 local, _ = cast("list[int]", self.client.execute_command("WAITAOF", 1, 0, int(deadline * 1000)))
                 if local >= 1:
                     return "WAITAOF 1"
-                raise StoreError(f"no AOF fsync in {deadline:.0f} s.", where=place(self.client), next_step="look at the disk of the Redis host.")
+                raise StoreError(
+                    f"no AOF fsync in {deadline:.0f} s.",
+                    where=place(self.client),
+                    next_step="look at the disk of the Redis host.",
+                )
             until = time.monotonic() + deadline
             begun = time.monotonic()
             while time.monotonic() < until:
-                info = cast("dict[str, Any]", self.client.info("persistence"))
+                info = self.client.info("persistence")
                 settled = time.monotonic() - begun > 1.2 and info.get("aof_last_write_status") == "ok"
-                if settled and int(info.get("aof_pending_bio_fsync", 1)) == 0 and int(info.get("aof_buffer_length", 1)) == 0:
+                if (
+                    settled
+                    and int(info.get("aof_pending_bio_fsync", 1)) == 0
+                    and int(info.get("aof_buffer_length", 1)) == 0
+                ):
                     return "AOF everysec, nothing pending after 1.2 s"
                 time.sleep(0.1)
-        raise StoreError(f"no AOF fsync seen in {deadline:.0f} s.", where=place(self.client), next_step="look at the disk of the Redis host.")
+        raise StoreError(
+            f"no AOF fsync seen in {deadline:.0f} s.",
+            where=place(self.client),
+            next_step="look at the disk of the Redis host.",
+        )
 
 
 def _bytes(value: object) -> bytes:

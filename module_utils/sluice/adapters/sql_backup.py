@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import IO
 
@@ -136,7 +137,13 @@ class SqlBackup:
                 with _snapshot(self.engine) as before:
                     first = [_digest(before, None, table) for table in tables]
                     data = self._dump(
-                        folder, settings, DATA, "rows", ["--skip-triggers"], wanted, lambda n: progress(min(n, step), whole)
+                        folder,
+                        settings,
+                        DATA,
+                        "rows",
+                        ["--skip-triggers"],
+                        wanted,
+                        lambda n: progress(min(n, step), whole),
                     )
                     options = ["--no-data", "--triggers"]
                     if self.whole_database:
@@ -173,7 +180,9 @@ class SqlBackup:
         return self.engine.url.database
 
     def _describe(self, wanted: Sequence[str]) -> list[_Table]:
-        columns = _information("COLUMNS", "TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE", "COLUMN_KEY", "ORDINAL_POSITION")
+        columns = _information(
+            "COLUMNS", "TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE", "COLUMN_KEY", "ORDINAL_POSITION"
+        )
         tables = _information("TABLES", "TABLE_SCHEMA", "TABLE_NAME", "ENGINE", "TABLE_ROWS")
         found = []
         with reading(self.engine) as connection:
@@ -264,7 +273,13 @@ class SqlBackup:
 
     def _restore(self, dump: Path, checksum: str, settings: Path, schema: str, heard: Callable[[int], None]) -> None:
         program = _program("mariadb", "mysql")
-        command = [program, f"--defaults-file={settings}", "--default-character-set=utf8mb4", "--batch", f"--database={schema}"]
+        command = [
+            program,
+            f"--defaults-file={settings}",
+            "--default-character-set=utf8mb4",
+            "--batch",
+            f"--database={schema}",
+        ]
         done = 0
         with tempfile.TemporaryFile(dir=dump.parent) as complaints, gzip.open(dump, "rb") as content:
             with _child(command, complaints, stdin=subprocess.PIPE) as child:
@@ -321,7 +336,9 @@ def _row(table: _Table) -> tuple[sa.ColumnElement[str], sa.ColumnElement[int]]:
         # A long value is digested alone, since a concatenation has a limit and would give NULL.
         return sa.func.coalesce(sa.func.md5(raw) if long else sa.func.hex(raw), "N")
 
-    row: sa.ColumnElement[str] = sa.func.md5(sa.func.concat_ws(",", *(bytes_of(name, long) for name, long in table.columns)))
+    row: sa.ColumnElement[str] = sa.func.md5(
+        sa.func.concat_ws(",", *(bytes_of(name, long) for name, long in table.columns))
+    )
     long_columns = dict(table.columns)
     key = sa.func.concat_ws(",", *(bytes_of(name, long_columns[name]) for name in table.key)) if table.key else row
     return row, sa.func.crc32(key) % table.buckets
@@ -331,7 +348,7 @@ def _digest(connection: Connection, schema: str | None, table: _Table) -> Digest
     """Per bucket of rows: how many, and two sums over their digests that do not depend on the order."""
     row, bucket = _row(table)
 
-    def half(start: int) -> sa.ColumnElement[object]:
+    def half(start: int) -> sa.ColumnElement[Decimal]:
         return sa.func.sum(sa.cast(sa.func.conv(sa.func.substr(row, start, 15), 16, 10), sa.DECIMAL(20, 0)))
 
     query = (
@@ -371,7 +388,9 @@ def _compare(
         text += f"; {moving} versions of rows changed during the dump and were not compared one by one"
     if missing:
         text = f"{missing} of {proved} rows that did not change during the dump are missing or different in the restored copy"
-    return Check.of(f"backup_sql_restored_{table.name}", not missing, text, "prepare again; if it repeats, attest another backup")
+    return Check.of(
+        f"backup_sql_restored_{table.name}", not missing, text, "prepare again; if it repeats, attest another backup"
+    )
 
 
 def _program(*names: str) -> str:
@@ -419,7 +438,9 @@ def _client_settings(path: Path, url: URL) -> None:
 
 def _quoted(value: str) -> str:
     if "\n" in value:
-        raise StoreError("a login value has a line break in it.", where="database URL", next_step="choose another password.")
+        raise StoreError(
+            "a login value has a line break in it.", where="database URL", next_step="choose another password."
+        )
     return '"' + value.replace("\\", "\\\\") + '"'
 
 

@@ -18,18 +18,23 @@ Clause = sa.ColumnElement[bool]
 _NOW = {
     "utc": "UTC_TIMESTAMP(6)",
     "local": "NOW(6)",
-    "epoch": "UNIX_TIMESTAMP(NOW(6))",
+    # Not by way of the local time, which names two moments in the hour that comes twice a year.
+    "epoch": "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn:
-    """A column as the database has it. ``values`` is the value set of an ENUM, else empty."""
+    """A column as the database has it.
+
+    ``values`` is the value set of an ENUM, else empty; ``zoned`` is a TIMESTAMP, which is shown in the session's zone.
+    """
 
     name: str
     family: str  # text | number | time | other
     values: tuple[str, ...]
     nullable: bool
+    zoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,11 @@ def read_table(engine: Engine, name: str) -> LiveTable:
         for found in inspector.get_columns(name):
             kind = found["type"]
             columns[found["name"]] = LiveColumn(
-                found["name"], _family(kind), tuple(getattr(kind, "enums", ())), bool(found["nullable"])
+                found["name"],
+                _family(kind),
+                tuple(getattr(kind, "enums", ())),
+                bool(found["nullable"]),
+                isinstance(kind, sa.types.TIMESTAMP),
             )
         key = tuple(inspector.get_pk_constraint(name)["constrained_columns"])
     engine_name = next((str(v) for k, v in options.items() if k.endswith("_engine")), "InnoDB")
@@ -104,10 +113,13 @@ class Compiler:
         return self.clause.c[name]
 
     def clock(self, name: str) -> str:
-        """Which clock a column keeps: utc, local or epoch. Time columns are UTC and numbers epochs unless stated."""
+        """Which clock a column keeps: utc, local or epoch. Unless stated, numbers are epochs, a TIMESTAMP is
+        local (the session's zone, as the server shows it), and other times are UTC."""
         if name in self.clocks:
             return self.clocks[name]
         self.column(name)
+        if self.table.columns[name].zoned:
+            return "local"
         return "epoch" if self.table.columns[name].family == "number" else "utc"
 
     def micros(self, name: str) -> sa.ColumnElement[object]:
@@ -117,7 +129,13 @@ class Compiler:
         if clock == "utc":
             return sa.func.timestampdiff(sa.text("MICROSECOND"), sa.text("'1970-01-01'"), column)
         if clock == "local":
-            return sa.cast(sa.func.unix_timestamp(column) * 1_000_000, sa.BigInteger)
+            # UNIX_TIMESTAMP knows the summer times of a zone, but only the years 1970 to 2037.
+            known = sa.and_(column >= sa.text("'1970-01-02'"), column < sa.text("'2038-01-01'"))
+            wall = sa.func.timestampdiff(sa.text("MICROSECOND"), sa.text("'1970-01-01'"), column)
+            offset = sa.literal_column("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), NOW(6))")
+            return sa.case(
+                (known, sa.cast(sa.func.unix_timestamp(column) * 1_000_000, sa.BigInteger)), else_=wall - offset
+            )
         return sa.cast(column * 1_000_000, sa.BigInteger)
 
     def compile(self, condition: Condition) -> Clause:
@@ -148,7 +166,11 @@ class Compiler:
         now = _NOW[clock]
         if clock == "epoch":
             return sa.literal_column(f"({now} - {plus:f})")
-        return sa.literal_column(f"({now} - INTERVAL {int(plus * 1_000_000)} MICROSECOND)") if plus else sa.literal_column(now)
+        return (
+            sa.literal_column(f"({now} - INTERVAL {int(plus * 1_000_000)} MICROSECOND)")
+            if plus
+            else sa.literal_column(now)
+        )
 
     def _compare(self, column: sa.ColumnElement[object], condition: Compare) -> Clause:
         other: object = self.column(condition.other) if isinstance(condition.other, str) else condition.other

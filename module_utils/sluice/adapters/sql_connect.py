@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -13,6 +15,15 @@ from ..core.errors import StoreError
 
 #: Seconds a statement waits for a row lock: shorter than the interval between two progress lines.
 LOCK_WAIT_SECONDS = 8
+#: Seconds after which MariaDB ends a writing transaction whose client has fallen silent: a frozen mover must not keep the
+#: lease and its rows locked. Shorter than a lock wait, so that whoever takes over gets through at the first try.
+SILENCE_SECONDS = 6
+
+_DEADLOCK = 1213
+_DEADLOCKS_BORNE = 5
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ADVICE = {
     1044: "grant the account the rights listed in docs/mapping.md.",
@@ -41,7 +52,9 @@ def connect(url: str, *, pool_size: int = 4) -> Engine:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError:
-        raise StoreError("the database URL cannot be read.", next_step="write mysql+pymysql://user:password@host:port/database.") from None
+        raise StoreError(
+            "the database URL cannot be read.", next_step="write mysql+pymysql://user:password@host:port/database."
+        ) from None
     if parsed.drivername != "mysql+pymysql" or not parsed.database:
         raise StoreError(
             f"the database URL has the form '{parsed.drivername}' or names no database.",
@@ -80,9 +93,40 @@ def speaking(engine: Engine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: committed at the end, rolled back on any error."""
-    with speaking(engine), engine.begin() as connection:
-        yield connection
+    """One transaction: committed at the end, rolled back on any error, and by MariaDB when its client falls silent."""
+    with speaking(engine), engine.connect() as connection:
+        bounded = is_mariadb(connection)
+        try:
+            with connection.begin():
+                if bounded:
+                    connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {SILENCE_SECONDS}")
+                yield connection
+            if bounded:
+                # Snapshots that are meant to stay open take their connections from the same pool.
+                connection.exec_driver_sql("SET SESSION idle_transaction_timeout = DEFAULT")
+        except BaseException:
+            connection.invalidate()
+            raise
+
+
+def again_after_deadlock(write: Callable[P, R]) -> Callable[P, R]:
+    """Run a method that is one transaction again when the server chose it as a deadlock's victim: nothing of it stands.
+
+    On live traffic that is nobody's fault; after several in a row the error is the operator's to see.
+    """
+
+    @wraps(write)
+    def repeated(*arguments: P.args, **named: P.kwargs) -> R:
+        for _ in range(_DEADLOCKS_BORNE):
+            try:
+                return write(*arguments, **named)
+            except StoreError as error:
+                cause = error.__cause__
+                if not isinstance(cause, exc.DBAPIError) or getattr(cause.orig, "args", (0,))[0] != _DEADLOCK:
+                    raise
+        return write(*arguments, **named)
+
+    return repeated
 
 
 @contextlib.contextmanager

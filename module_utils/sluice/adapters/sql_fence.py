@@ -30,6 +30,10 @@ _ACCOUNTS_MARIADB = sa.text(
     "SELECT User AS user, Host AS host, COALESCE(JSON_VALUE(Priv, '$.account_locked'), 'false') AS locked "
     "FROM mysql.global_priv WHERE COALESCE(JSON_VALUE(Priv, '$.is_role'), '0') IN ('0', 'false')"
 )
+_ACCESS_MARIADB = sa.text(
+    "SELECT JSON_VALUE(Priv, '$.access') AS access FROM mysql.global_priv WHERE User = :user AND Host = :host"
+)
+_MARIADB_BITS = {"PROCESS": 1 << 8, "SUPER": 1 << 15, "CREATE USER": 1 << 25, "CONNECTION ADMIN": 1 << 32}
 _ACCOUNTS_MYSQL = sa.text("SELECT User AS user, Host AS host, account_locked AS locked FROM mysql.user")
 _SESSIONS = sa.text(
     "SELECT id, user, host, db, command, time, info FROM information_schema.processlist WHERE id <> CONNECTION_ID()"
@@ -125,11 +129,24 @@ def sees_all_sessions(connection: Connection) -> bool:
 
 
 def global_privileges(connection: Connection, account: Account | None = None) -> frozenset[str]:
-    """What our account, or another, may do on the whole server, in the words of SHOW GRANTS."""
+    """What our account, or another, may do on the whole server, in the words of SHOW GRANTS.
+
+    MariaDB shows the grants of others to those who read all of the schema mysql; its bits need mysql.global_priv only.
+
+    :raises StoreError: there is no such account
+    """
     if account is None:
-        rows = connection.execute(sa.text("SHOW GRANTS"))
-    else:
-        rows = connection.execute(sa.text("SHOW GRANTS FOR :user@:host"), {"user": account.user, "host": account.host})
+        return _granted(connection.execute(sa.text("SHOW GRANTS")))
+    who = {"user": account.user, "host": account.host}
+    if not is_mariadb(connection):
+        return _granted(connection.execute(sa.text("SHOW GRANTS FOR :user@:host"), who))
+    row = connection.execute(_ACCESS_MARIADB, who).first()
+    if row is None:
+        raise StoreError(f"the server has no account {account}.", next_step="make it, or correct its name.")
+    return frozenset(word for word, bit in _MARIADB_BITS.items() if int(row.access or 0) & bit)
+
+
+def _granted(rows: Iterable[Sequence[object]]) -> frozenset[str]:
     found: set[str] = set()
     for row in rows:
         match = re.match(r"GRANT (.+?) ON \*\.\* TO ", str(row[0]))
@@ -155,7 +172,8 @@ class SqlFence:
 
     :param accounts: ``user@host`` of every claimer of the side
     :param producer_accounts: accounts that must go on working; one that is in both lists cannot be fenced
-    :param mover: ``user@host`` that will close the fence, when it is not the account of ``engine`` (a dry run)
+    :param mover: ``user@host`` that will close the fence, when it is not the account of ``engine`` (a dry run with
+        an account that reads mysql.global_priv)
     :param deadline: seconds to wait for ended sessions to be gone
     """
 
@@ -346,7 +364,7 @@ class SqlFence:
                 raise FenceOpen(
                     f"after {self.deadline:.0f} s these connections are still there: {names}.",
                     where=place(self.engine),
-                    next_step="a long rollback ends by itself: look at SHOW PROCESSLIST and run the same command again.",
+                    next_step="a long rollback ends by itself: see SHOW PROCESSLIST and run the same command again.",
                 )
             self.clock.wait(POLL_SECONDS)
 

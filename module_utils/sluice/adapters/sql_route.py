@@ -117,10 +117,10 @@ class SqlRouter:
                 left = until - self.clock.monotonic()
                 if left <= 0:
                     raise StoreError(
-                        f"for {self.deadline:.0f} s a producer has held the row of {self.route.table} without a commit; "
+                        f"a producer has held the row of {self.route.table} for {self.deadline:.0f} s; "
                         f"{column} was not changed.",
                         where=place(self.engine),
-                        next_step="find the open transaction with SHOW ENGINE INNODB STATUS, end it, and run the same command again.",
+                        next_step="find the open transaction (SHOW ENGINE INNODB STATUS), end it, run this again.",
                     ) from error
                 self.waiting(left)
                 self.clock.wait(_PAUSE_SECONDS)
@@ -186,7 +186,7 @@ class SqlRouter:
 
 
 class SqlIntake:
-    """See :class:`..ports.surroundings.IntakeGate`. A pause has its deadline in the row, where the application reads it."""
+    """See :class:`..ports.surroundings.IntakeGate`. A pause has its deadline in the row."""
 
     def __init__(self, engine: Engine, intake: Intake) -> None:
         self.engine = engine

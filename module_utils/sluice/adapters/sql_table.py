@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,22 +10,26 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from ..core.conditions import Among, Due, leaves
+from ..core.conditions import Among, Compare, Due, IsNull, Like, leaves
 from ..core.errors import MappingError
-from ..core.mapping import Assignment, TaskMapping
-from ..core.tasks import Claim, Lease, Mark, Place, Refused, Released, Sighting, Task, job_id_for
+from ..core.mapping import Assignment, Order, TaskMapping
+from ..core.tasks import ENDED_MEANWHILE, Claim, Lease, Mark, Place, Refused, Released, Sighting, Task, job_id_for
 from ..core.verdicts import Check
-from .ledger_sql import lock_lease, run_table, task_table
+from .ledger_sql import baseline_table, lock_lease, run_table, task_table
 from .sql_conditions import Clause, Compiler, LiveTable, read_table
+from .sql_connect import again_after_deadlock, reading, skip_locked, transaction
 from .sql_connect import place as address
-from .sql_connect import reading, skip_locked, transaction
 
 _IDS = "ids"
-#: Rows of one INSERT into the ledger.
+#: Words of an assignment that stand for a value of the moment.
+_STANDING_IN = ("$token", "$now", "$null")
+#: One INSERT into the ledger for a whole batch: its rows go between the two halves.
 _LEDGER_INSERT = (
     "INSERT INTO sluice_task (`system`, task_id, run_id, mark, token, batch, position, queue, job_id, eta, digest, reason, at) "
-    "VALUES (%s, %s, %s, 'moved', %s, %s, %s, %s, %s, %s, %s, '', UTC_TIMESTAMP(6)) "
-    "ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), batch = VALUES(batch), "
+    "VALUES "
+)
+_LEDGER_AGAIN = (
+    " ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), batch = VALUES(batch), "
     "position = VALUES(position), queue = VALUES(queue), job_id = VALUES(job_id), eta = VALUES(eta), digest = VALUES(digest), "
     "reason = VALUES(reason), at = VALUES(at)"
 )
@@ -52,12 +56,13 @@ class SqlTable:
     def live(self) -> LiveTable:
         """The table as the database has it, read once."""
         if self._live is None:
-            self._live = read_table(self.engine, self.source.table)
-            self._compiler = Compiler(self._live, self.source.clocks)
+            live = read_table(self.engine, self.source.table)
+            self._compiler = Compiler(live, self.source.clocks)
             self._clause = self._compiler.clause
             self._id = self._compiler.column(self.source.columns.id, "source.columns.id")
-            self._numeric_id = self._live.columns[self.source.columns.id].family == "number"
+            self._numeric_id = live.columns[self.source.columns.id].family == "number"
             self._order = self._compiler.order(self.source.order, self.source.columns.id)
+            self._live = live
         return self._live
 
     @property
@@ -68,15 +73,17 @@ class SqlTable:
     def fit(self) -> Sequence[Check]:
         """Every column, value and clock the mapping names, against the live schema. The first misfit of each kind is named."""
         try:
-            live = self.live
+            live = read_table(self.engine, self.source.table)
         except MappingError as error:
             return [Check.of("mapping fits the schema", False, str(error), error.next_step)]
-        misfits = list(self._misfits(live))
+        misfits = list(dict.fromkeys(self._misfits(live))) or list(self._unrouted())
         checks = [
             Check.of(
                 "mapping fits the schema",
                 not misfits,
-                "; ".join(misfits) if misfits else f"{len(live.columns)} columns of '{live.name}' read, all named ones exist",
+                "; ".join(misfits)
+                if misfits
+                else f"{len(live.columns)} columns of '{live.name}' read, all named ones exist",
                 "correct the mapping; nothing was changed.",
             ),
             Check.of(
@@ -95,19 +102,41 @@ class SqlTable:
         return checks
 
     def _misfits(self, live: LiveTable) -> Iterator[str]:
-        named = [("source.columns", c) for c in self._named_columns()]
-        named += [("source.order", step.column) for step in self.source.order]
-        named += [("target.args", c) for c in (*self.mapping.target.args, self.mapping.target.opaque) if c]
-        named += [("source.clocks", c) for c in self.source.clocks]
-        for word, assignments in (
-            ("claim", self.source.hold.claim),
-            ("moved", self.source.hold.moved),
-            ("back", self.source.hold.back),
-        ):
-            named += [(f"source.hold.{word}", a.column) for a in assignments]
-            for assignment in assignments:
-                yield from self._misfit_value(live, f"source.hold.{word}", assignment.column, assignment.value)
-        conditions = [(f"source.places.{p}", c) for p, c in self.source.places.items()]
+        """What the mapping names and the table does not have, one sentence each."""
+        for where, column in self._named():
+            if column not in live.columns:
+                yield f"{where}: column '{column}' does not exist in table '{live.name}'"
+        for where, column, value in self._values_named():
+            yield from self._misfit_value(live, where, column, value)
+        clocked: dict[str, str] = {}
+        for where, column in self._clocked():
+            clocked.setdefault(column, where)
+        for column, where in clocked.items():
+            yield from self._misfit_clock(live, where, column)
+        identity = live.columns.get(self.source.columns.id)
+        if identity is not None and identity.family not in ("number", "text"):
+            yield f"source.columns.id: column '{identity.name}' is neither a number nor text: no id could be named"
+        queue = live.columns.get(self.source.columns.queue)
+        queues = self.mapping.target.queues
+        if queue is not None and queue.values:
+            missing = [value for value in queue.values if value not in queues]
+            if missing and not self.mapping.target.default_queue:
+                yield f"target.queues: value '{missing[0]}' of column '{queue.name}' has no queue"
+            for value in queues:
+                yield from self._misfit_value(live, "target.queues", queue.name, value)
+
+    def _assignments(self) -> list[tuple[str, Assignment]]:
+        hold = self.source.hold
+        parts = {"claim": hold.claim, "moved": hold.moved, "back": hold.back}
+        return [(f"source.hold.{word}", a) for word, assignments in parts.items() for a in assignments]
+
+    def _steps(self) -> list[tuple[str, Order]]:
+        orders = [("source.order", self.source.order)]
+        orders += [(f"source.claimers '{claimer.name}'", claimer.order) for claimer in self.source.claimers]
+        return [(where, step) for where, order in orders for step in order]
+
+    def _comparisons(self) -> list[tuple[str, Among | IsNull | Due | Like | Compare]]:
+        conditions = [(f"source.places.{place}", condition) for place, condition in self.source.places.items()]
         for name, optional in (
             ("source.witness.started", self.source.started),
             ("source.witness.ended", self.source.ended),
@@ -115,33 +144,80 @@ class SqlTable:
         ):
             if optional is not None:
                 conditions.append((name, optional))
-        for where, condition in conditions:
-            for leaf in leaves(condition):
-                named.append((where, leaf.column))
-                if isinstance(leaf, Among):
-                    for value in leaf.values:
-                        yield from self._misfit_value(live, where, leaf.column, value)
-                if isinstance(leaf, Due) and leaf.column in live.columns:
-                    family, clock = live.columns[leaf.column].family, self._compiler.clock(leaf.column)
-                    if (family == "number") != (clock == "epoch") or family not in ("number", "time"):
-                        yield f"{where}: column '{leaf.column}' holds {family}, its clock is '{clock}'"
-        for where, column in named:
-            if column not in live.columns:
-                yield f"{where}: column '{column}' does not exist in table '{live.name}'"
-        queue = self.source.columns.queue
-        if queue in live.columns and not self.mapping.target.default_queue:
-            missing = [v for v in live.columns[queue].values if v not in self.mapping.target.queues]
-            if missing:
-                yield f"target.queues: value '{missing[0]}' of column '{queue}' has no queue"
-        for value in self.mapping.target.queues:
-            if queue in live.columns and live.columns[queue].values and value not in live.columns[queue].values:
-                yield f"target.queues: column '{queue}' cannot hold '{value}'; it holds {', '.join(live.columns[queue].values)}"
+        return [(where, leaf) for where, condition in conditions for leaf in leaves(condition)]
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """Every column that the mapping names, with the place where it does."""
+        target = self.mapping.target
+        yield from (("source.columns", column) for column in self._named_columns())
+        yield from ((where, step.column) for where, step in self._steps())
+        yield from (("target.args", column) for column in target.args)
+        if target.opaque:
+            yield "target.opaque", target.opaque
+        yield from (("source.clocks", column) for column in self.source.clocks)
+        yield from ((where, assignment.column) for where, assignment in self._assignments())
+        for where, leaf in self._comparisons():
+            yield where, leaf.column
+            if isinstance(leaf, Compare) and isinstance(leaf.other, str):
+                yield where, leaf.other
+
+    def _values_named(self) -> Iterator[tuple[str, str, object]]:
+        """Every value that the mapping expects or writes, with its column."""
+        yield from ((where, step.column, value) for where, step in self._steps() for value in step.first)
+        yield from ((where, a.column, a.value) for where, a in self._assignments() if a.value not in _STANDING_IN)
+        for where, leaf in self._comparisons():
+            if isinstance(leaf, Among):
+                yield from ((where, leaf.column, value) for value in leaf.values)
+            elif isinstance(leaf, Compare) and not isinstance(leaf.other, str):
+                yield where, leaf.column, leaf.other
+
+    def _clocked(self) -> Iterator[tuple[str, str]]:
+        """Every column that is read or written as a time."""
+        columns = self.source.columns
+        yield from (("source.clocks", column) for column in self.source.clocks)
+        yield from (("source.columns", column) for column in (columns.created, columns.available) if column)
+        yield from ((where, leaf.column) for where, leaf in self._comparisons() if isinstance(leaf, Due))
+        yield from ((where, a.column) for where, a in self._assignments() if a.value == "$now")
 
     @staticmethod
     def _misfit_value(live: LiveTable, where: str, column: str, value: object) -> Iterator[str]:
+        """A value that the column cannot hold. Between text and number the server would compare as it likes."""
         known = live.columns.get(column)
-        if known and known.values and isinstance(value, str) and not value.startswith("$") and value not in known.values:
-            yield f"{where}: column '{column}' cannot hold '{value}'; it holds {', '.join(known.values)}"
+        if known is None or value is None:
+            return
+        if known.values:
+            if value not in known.values:
+                yield f"{where}: column '{column}' cannot hold '{value}'; it holds {', '.join(known.values)}"
+        elif known.family != "other" and isinstance(value, str) == (known.family == "number"):
+            yield f"{where}: column '{column}' holds {known.family}, never {value!r}"
+
+    def _misfit_clock(self, live: LiveTable, where: str, column: str) -> Iterator[str]:
+        known = live.columns.get(column)
+        if known is None:
+            return
+        clock = Compiler(live, self.source.clocks).clock(column)
+        if known.family not in ("number", "time") or (known.family == "number") != (clock == "epoch"):
+            yield f"{where}: column '{column}' holds {known.family}, its clock is '{clock}'"
+        elif known.zoned and clock != "local":
+            yield f"{where}: column '{column}' is a TIMESTAMP, shown in local time; its clock is '{clock}'"
+
+    def _unrouted(self) -> Iterator[str]:
+        """A queue value of a row that would be moved, and that has no queue."""
+        queue, target = self.source.columns.queue, self.mapping.target
+        if target.default_queue:
+            return
+        _ = self.live
+        column = self._clause.c[queue]
+        # Byte for byte, as the rows are mapped later: a collation would call 'HIGH' and 'high' the same.
+        unlisted = sa.collate(sa.cast(column, sa.CHAR), "utf8mb4_bin").not_in(list(target.queues))
+        query = (
+            sa.select(column)
+            .where(sa.or_(self._own(Place.READY), self._own(Place.DELAYED)), sa.or_(column.is_(None), unlisted))
+            .limit(1)
+        )
+        with reading(self.engine) as connection:
+            for row in connection.execute(query):
+                yield f"target.queues: value {row[0]!r} of column '{queue}' has no queue, and there is no default_queue"
 
     def _named_columns(self) -> list[str]:
         columns = self.source.columns
@@ -165,11 +241,7 @@ class SqlTable:
     def _task_id(self) -> sa.ColumnElement[Any]:
         """The row's id as the ledger keeps it."""
         _ = self.live
-        return sa.collate(sa.func.convert(sa.literal_column(f"{self._quoted_id()} USING utf8mb4")), "utf8mb4_bin")
-
-    def _quoted_id(self) -> str:
-        quote = self.engine.dialect.identifier_preparer.quote
-        return f"{quote(self.source.table)}.{quote(self.source.columns.id)}"
+        return sa.collate(sa.func.convert(self._id.op("USING")(sa.literal_column("utf8mb4"))), "utf8mb4_bin")
 
     def _marked(self, *marks: Mark) -> Clause:
         """Whether the ledger has marked this row with one of the marks."""
@@ -181,6 +253,36 @@ class SqlTable:
             )
         ).correlate(self._clause)
 
+    def _decided(self) -> Clause:
+        """Held, or settled since the row was claimed: a hold by columns that no resume and no undo touches."""
+        settled = sa.and_(
+            task_table.c.mark == Mark.SETTLED.value,
+            # What had ended was given back with this mark; a retry of it may since have been claimed anew.
+            task_table.c.reason != ENDED_MEANWHILE,
+            task_table.c.token >= self._clause.c[self.source.hold.token_column],
+        )
+        return sa.exists(
+            sa.select(sa.literal(1)).where(
+                task_table.c.system == self.mapping.system,
+                task_table.c.task_id == self._task_id(),
+                sa.or_(task_table.c.mark == Mark.HELD.value, settled),
+            )
+        ).correlate(self._clause)
+
+    def _hold_stands(self) -> Sequence[Clause]:
+        """The words of the hold itself, as the claim set them; none when the release would leave them as they are."""
+        moved = {a.column: a.value for a in self.source.hold.moved}
+        words = [a for a in self.source.hold.claim if not str(a.value).startswith("$")]
+        if all(moved.get(a.column, a.value) == a.value for a in words):
+            return ()
+        return [self._clause.c[a.column] == a.value for a in words]
+
+    def _ended_under_hold(self) -> Clause:
+        """Rows that ended (a user cancelled) while the hold stood: it has to be taken off them."""
+        words = self._hold_stands()
+        ended = sa.or_(*[self._own(place) for place in (Place.FINISHED, Place.FAILED, Place.CANCELLED)])
+        return sa.and_(*words, ended) if words else sa.false()
+
     def _circulating(self, place: Place) -> Clause:
         """Rows that a claim may take from: the place, less what the ledger has already taken (companion holds)."""
         own = self._own(place)
@@ -191,7 +293,9 @@ class SqlTable:
         _ = self.live
         tests = [(p, sa.func.coalesce(self._compiler.compile(c), sa.false())) for p, c in self.source.places.items()]
         held = sum((sa.cast(test, sa.Integer) for _, test in tests[1:]), start=sa.cast(tests[0][1], sa.Integer))
-        return sa.case((held != 1, Place.UNKNOWN.value), *[(test, p.value) for p, test in tests], else_=Place.UNKNOWN.value)
+        return sa.case(
+            (held != 1, Place.UNKNOWN.value), *[(test, p.value) for p, test in tests], else_=Place.UNKNOWN.value
+        )
 
     def _place(self) -> tuple[sa.ColumnElement[str], sa.FromClause]:
         """The place of each row, with the companion's word taken into account."""
@@ -215,10 +319,11 @@ class SqlTable:
         return int(task_id) if self._numeric_id else task_id
 
     def _among(self) -> Clause:
-        return self._id.in_(sa.bindparam(_IDS, expanding=True))
+        return self._id.op("IN")(sa.bindparam(_IDS, type_=_Keys()))
 
     # -- claim --------------------------------------------------------------------------------------------------
 
+    @again_after_deadlock
     def claim(self, lease: Lease, limit: int) -> Claim:
         """See the port. A locking read picks the rows, an update by id takes them: a compare-and-set under row locks."""
         _ = self.live
@@ -243,12 +348,16 @@ class SqlTable:
         return Claim((), ())
 
     def _pick(self, connection: Connection, lease: Lease, place: Place, limit: int) -> Sequence[Sequence[Any]]:
-        if place is Place.CLAIMED:
-            condition = self._left_behind(lease)
-            hint = ""
-        else:
-            condition = self._circulating(place)
-            hint = skip_locked(connection)
+        if place is not Place.CLAIMED:
+            return self._select(connection, lease, self._circulating(place), limit, skip_locked(connection))
+        rows = self._select(connection, lease, self._left_behind(self._own(place)), limit, "")
+        if not rows and not self.companion:
+            rows = self._select(connection, lease, self._left_behind(self._ended_under_hold()), limit, "")
+        return rows
+
+    def _select(
+        self, connection: Connection, lease: Lease, condition: Clause, limit: int, hint: str
+    ) -> Sequence[Sequence[Any]]:
         query = sa.select(*self._task_columns()).where(condition).order_by(*self._order).limit(sa.bindparam("n"))
         query = query.with_for_update(skip_locked=bool(hint), of=self._clause if self.companion and not hint else None)
         return connection.execute(query, {"n": limit, "token": lease.token}).all()
@@ -271,8 +380,8 @@ class SqlTable:
         target = self.mapping.target
         return (*target.args, target.opaque) if target.opaque else target.args
 
-    def _left_behind(self, lease: Lease) -> Clause:
-        """What an earlier attempt claimed and never released."""
+    def _left_behind(self, held: Clause) -> Clause:
+        """What an earlier attempt claimed and never released; ``held`` says how its rows look, where they carry the hold."""
         if self.companion:
             return sa.exists(
                 sa.select(sa.literal(1)).where(
@@ -283,7 +392,7 @@ class SqlTable:
                 )
             ).correlate(self._clause)
         token = self._clause.c[self.source.hold.token_column]
-        return sa.and_(self._own(Place.CLAIMED), token < sa.bindparam("token"), ~self._marked(Mark.HELD))
+        return sa.and_(held, token < sa.bindparam("token"), ~self._decided())
 
     def _take(self, connection: Connection, lease: Lease, keys: Sequence[object], place: Place) -> None:
         if self.companion:
@@ -334,7 +443,9 @@ class SqlTable:
             if odd:
                 converted = tuple(_plain(value) for value in args)
                 if any(not isinstance(value, plain) for value in converted):
-                    refused.append(Refused(task_id, f"an argument of type {type(odd[0]).__name__} cannot be carried as JSON"))
+                    refused.append(
+                        Refused(task_id, f"an argument of type {type(odd[0]).__name__} cannot be carried as JSON")
+                    )
                     continue
                 args = converted
             job_id = job_id_for(system, task_id)
@@ -365,6 +476,7 @@ class SqlTable:
             return self._release_ours(lease, tasks, digests, batch)
         return Released(tasks, ())
 
+    @again_after_deadlock
     def _release_all(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> None:
         keys = [self._key(task.id) for task in tasks]
         with transaction(self.engine) as connection:
@@ -373,6 +485,7 @@ class SqlTable:
                 raise _NotAllOurs
             self._write_ledger(connection, lease, tasks, digests, batch)
 
+    @again_after_deadlock
     def _release_ours(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> Released:
         """The slow path: some rows are no longer ours (cancelled meanwhile)."""
         with transaction(self.engine) as connection:
@@ -394,24 +507,16 @@ class SqlTable:
     def _give(self, connection: Connection, lease: Lease, keys: Sequence[object]) -> int:
         parameters: dict[str, object] = {_IDS: keys, "token": lease.token}
         if self.companion:
-            parameters["task_ids"] = [str(key) for key in keys]
-            still = sa.exists(
-                sa.select(sa.literal(1))
-                .where(
-                    self._task_id() == task_table.c.task_id,
-                    self._among(),
-                    sa.or_(self._own(Place.READY), self._own(Place.DELAYED)),
-                )
-                .correlate(task_table)
-            )
+            # A join, from the rows by their keys to their marks by theirs: the rows are locked while they are judged.
             statement = (
                 sa.update(task_table)
                 .where(
+                    self._among(),
+                    sa.or_(self._own(Place.READY), self._own(Place.DELAYED)),
                     task_table.c.system == self.mapping.system,
-                    task_table.c.task_id.in_(sa.bindparam("task_ids", expanding=True)),
+                    task_table.c.task_id == self._task_id(),
                     task_table.c.mark == Mark.CLAIMED.value,
                     task_table.c.token == sa.bindparam("held_token"),
-                    still,
                 )
                 .values(mark=Mark.MOVED.value)
             )
@@ -442,14 +547,23 @@ class SqlTable:
     def _write_ledger(
         self, connection: Connection, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int
     ) -> None:
-        system, run_id, token = self.mapping.system, lease.run_id, lease.token
+        # The driver would send row by row, since not every value is a parameter; it still does the quoting.
+        quote = connection.connection.driver_connection.escape  # type: ignore[union-attr]
+        head = f"({quote(self.mapping.system)},"
+        middle = f",{quote(lease.run_id)},'moved',{lease.token},{batch},"
+        queues = {queue: quote(queue) for queue in {task.queue for task in tasks}}
+        rows = []
+        for position, (task, digest) in enumerate(zip(tasks, digests, strict=True)):
+            task_id = quote(task.id)
+            job_id = task_id if task.job_id == task.id else quote(task.job_id)
+            eta = "NULL" if task.eta is None else repr(float(task.eta))
+            rows.append(
+                f"{head}{task_id}{middle}{position},{queues[task.queue]},{job_id},{eta},{quote(digest)},'',UTC_TIMESTAMP(6))"
+            )
         connection.exec_driver_sql(
-            _LEDGER_INSERT,
-            [
-                (system, t.id, run_id, token, batch, position, t.queue, t.job_id, t.eta, digest)
-                for position, (t, digest) in enumerate(zip(tasks, digests, strict=True))
-            ],
+            f"{_LEDGER_INSERT}{','.join(rows)}{_LEDGER_AGAIN}", execution_options={"no_parameters": True}
         )
+        run_id = lease.run_id
         if not self._past_return:
             connection.execute(
                 sa.update(run_table)
@@ -461,32 +575,60 @@ class SqlTable:
     def _settle(self, connection: Connection, lease: Lease, ids: Sequence[str]) -> None:
         """Claimed rows that ended meanwhile (a user cancelled): their outcome is kept, our mark taken off."""
         for task_id in ids:
-            self._mark(connection, lease, task_id, Mark.SETTLED, "ended at the source while it was claimed")
+            self._mark(connection, lease, task_id, Mark.SETTLED, ENDED_MEANWHILE)
         if ids and not self.companion:
             token = self._clause.c[self.source.hold.token_column]
             connection.execute(
                 sa.update(self._clause)
-                .where(self._among(), token == sa.bindparam("held_token"))
+                # Where the hold was the status itself, the cancellation has replaced it and must not be undone.
+                .where(self._among(), token == sa.bindparam("held_token"), *self._hold_stands())
                 .values(self._values(self.source.hold.back)),
                 {_IDS: [self._key(i) for i in ids], "held_token": lease.token, "token": lease.token},
             )
 
     def reread(self, ids: Sequence[str]) -> Claim:
-        """The tasks of released rows that the witness shows neither started nor ended, as a claim would give them."""
+        """The tasks of released rows that the witness shows neither started nor ended, as a claim would give them.
+
+        Without a witness of the start nothing is known of any, and all are refused.
+        """
         _ = self.live
-        started = self._compiler.compile(self.source.started) if self.source.started is not None else sa.false()
+        if self.source.started is None:
+            return Claim((), [Refused(i, "released, and no witness tells whether it has started") for i in ids])
+        started = self._compiler.compile(self.source.started)
         ended = self._compiler.compile(self.source.ended) if self.source.ended is not None else sa.false()
         place, tables = self._place()
         query = (
             sa.select(*self._task_columns())
             .select_from(tables)
-            .where(self._among(), place == Place.MOVED.value, sa.func.coalesce(sa.or_(started, ended), sa.false()) == sa.false())
+            .where(
+                self._among(),
+                place == Place.MOVED.value,
+                sa.func.coalesce(sa.or_(started, ended), sa.false()) == sa.false(),
+            )
             .order_by(*self._order)
         )
         with reading(self.engine) as connection:
-            now = int(connection.execute(sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")).scalar_one())
+            now = int(
+                connection.execute(
+                    sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
+                ).scalar_one()
+            )
             rows = connection.execute(query, {_IDS: [self._key(i) for i in ids]}).all()
         return self._read(rows, now)
+
+    def place_again(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> set[str]:
+        """Record tasks of lost jobs as moved anew, where their rows still say unstarted; returns the ids recorded."""
+        _ = self.live
+        place, tables = self._place()
+        with transaction(self.engine) as connection:
+            lock_lease(connection, lease)
+            query = sa.select(self._id).select_from(tables).where(self._among(), place == Place.MOVED.value)
+            keys = [self._key(task.id) for task in tasks]
+            still = {str(row[0]) for row in connection.execute(query.with_for_update(), {_IDS: keys})}
+            kept = [(t, d) for t, d in zip(tasks, digests, strict=True) if t.id in still]
+            if kept:
+                self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch)
+        return still
 
     # -- holds --------------------------------------------------------------------------------------------------
 
@@ -496,7 +638,7 @@ class SqlTable:
                 "INSERT INTO sluice_task (`system`, task_id, run_id, mark, token, job_id, reason, at) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s, UTC_TIMESTAMP(6)) "
                 "ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), "
-                "reason = VALUES(reason), at = VALUES(at)",
+                "job_id = VALUES(job_id), reason = VALUES(reason), at = VALUES(at)",
                 (
                     self.mapping.system, task_id, lease.run_id, mark.value, lease.token,
                     job_id_for(self.mapping.system, task_id), reason[:500],
@@ -504,6 +646,7 @@ class SqlTable:
             ).rowcount
         )  # fmt: skip
 
+    @again_after_deadlock
     def hold(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         """See the port. The row's own hold is set too where it has one, so that no lifted fence frees it."""
         if not ids:
@@ -531,6 +674,7 @@ class SqlTable:
                 )
         return len(fresh)
 
+    @again_after_deadlock
     def put_back(self, lease: Lease) -> int:
         """See the port. Held rows stay held."""
         _ = self.live
@@ -545,35 +689,46 @@ class SqlTable:
             else:
                 done = connection.execute(
                     sa.update(self._clause)
-                    .where(self._own(Place.CLAIMED), ~self._marked(Mark.HELD))
+                    .where(sa.or_(self._own(Place.CLAIMED), self._ended_under_hold()), ~self._decided())
                     .values(self._values(self.source.hold.back)),
                     {"token": lease.token},
                 )
         self._exhausted.clear()
         return int(done.rowcount)
 
-    def give_back(self, lease: Lease, ids: Sequence[str]) -> int:
-        """Return held ids to the source's circulation by an operator's decision; returns how many were held."""
+    def give_back(self, lease: Lease, ids: Sequence[str], *, requeue: bool = False) -> int:
+        """Return held ids to the source's circulation by an operator's decision; returns how many were held.
+
+        :param requeue: also say in the row that it has not run (``source.hold.requeue``), for one that was leased
+        """
         _ = self.live
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
             held = self._held_among(connection, ids)
             if not self.companion and held:
                 connection.execute(
-                    sa.update(self._clause).where(self._among()).values(self._values(self.source.hold.back)),
+                    sa.update(self._clause)
+                    .where(self._among())
+                    .values(self._values((*self.source.hold.back, *(self.source.hold.requeue if requeue else ())))),
                     {_IDS: [self._key(i) for i in held], "token": lease.token},
                 )
             if held:
                 connection.execute(
-                    sa.delete(task_table).where(task_table.c.system == self.mapping.system, task_table.c.task_id.in_(held))
+                    sa.delete(task_table).where(
+                        task_table.c.system == self.mapping.system, task_table.c.task_id.in_(held)
+                    )
                 )
         self._exhausted.clear()
         return len(held)
 
+    @again_after_deadlock
     def leave(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         """Take our claim off rows that turn out to be the target's already; they are never claimed again."""
         if not ids:
             return 0
+        if not self.source.journal:
+            # No row records a job born in the target: the job is a stranger with the same id.
+            return self.hold(lease, ids, "another job of this id exists at the target")
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
             for task_id in ids:
@@ -587,6 +742,12 @@ class SqlTable:
             held = self._held_among(connection, ids)
             for task_id in held:
                 self._mark(connection, lease, task_id, Mark.SETTLED, reason)
+            if held and self.source.hold.fail:
+                _ = self.live
+                connection.execute(
+                    sa.update(self._clause).where(self._among()).values(self._values(self.source.hold.fail)),
+                    {_IDS: [self._key(i) for i in held], "token": lease.token},
+                )
         return len(held)
 
     def _held_among(self, connection: Connection, ids: Sequence[str]) -> list[str]:
@@ -613,6 +774,22 @@ class SqlTable:
             for row in connection.execution_options(stream_results=True, yield_per=5000).execute(query):
                 yield Sighting(str(row[0]), row[1], "pending" if row[2] else "")
 
+    def look(self, ids: Sequence[str]) -> dict[str, Sighting]:
+        """The rows of these ids as they are now; missing rows, and ids that the column cannot hold, are left out."""
+        _ = self.live
+        place, tables = self._place()
+        pending = self._compiler.compile(self.source.pending) if self.source.pending is not None else sa.false()
+        query = (
+            sa.select(self._id, place, sa.func.coalesce(pending, sa.false())).select_from(tables).where(self._among())
+        )
+        keys = [self._key(i) for i in ids if not self._numeric_id or i.isdigit()]
+        found: dict[str, Sighting] = {}
+        with reading(self.engine) as connection:
+            for start in range(0, len(keys), 1000):
+                for row in connection.execute(query, {_IDS: keys[start : start + 1000]}):
+                    found[str(row[0])] = Sighting(str(row[0]), row[1], "pending" if row[2] else "")
+        return found
+
     def baseline_select(self) -> sa.Select[tuple[str, str]]:
         """The select (task id, place) from which the ledger takes its baseline inside the server."""
         _ = self.live
@@ -632,11 +809,16 @@ class SqlTable:
         return found
 
     def head(self, limit: int) -> Sequence[str]:
-        """See the port."""
+        """See the port. Claimers with an order of their own are asked for each: up to ``limit`` ids of every order."""
         _ = self.live
-        query = sa.select(self._id).where(self._circulating(Place.READY)).order_by(*self._order).limit(limit)
+        orders = dict.fromkeys(c.order or self.source.order for c in self.source.claimers) or {self.source.order: None}
+        found: dict[str, None] = {}
         with reading(self.engine) as connection:
-            return [str(row[0]) for row in connection.execute(query)]
+            for steps in orders:
+                order = self._compiler.order(steps, self.source.columns.id)
+                query = sa.select(self._id).where(self._circulating(Place.READY)).order_by(*order).limit(limit)
+                found |= {str(row[0]): None for row in connection.execute(query)}
+        return list(found)
 
     def ids_at(self, *places: Place, limit: int = 1000) -> Sequence[str]:
         """Up to ``limit`` ids at the given places, less those that are held."""
@@ -651,6 +833,19 @@ class SqlTable:
         with reading(self.engine) as connection:
             return [str(row[0]) for row in connection.execute(query)]
 
+    def departed(self, run_id: str) -> int:
+        """How many ids of the baseline have no row any more (a table whose rows are deleted on success)."""
+        _ = self.live
+        # Counted from the rows, so that the baseline's key serves the join.
+        remembered = sa.select(sa.func.count()).where(baseline_table.c.run_id == run_id)
+        there = (
+            sa.select(sa.func.count())
+            .select_from(self._clause)
+            .join(baseline_table, sa.and_(baseline_table.c.run_id == run_id, baseline_table.c.task_id == self._task_id()))
+        )
+        with reading(self.engine) as connection:
+            return int(connection.scalar(remembered) or 0) - int(connection.scalar(there) or 0)
+
     def data_bytes(self) -> int:
         """Bytes of the table and its indexes, as the server estimates them."""
         with reading(self.engine) as connection:
@@ -664,6 +859,16 @@ class SqlTable:
         if found is None:
             raise MappingError(f"the size of table '{self.source.table}' cannot be read.", where=address(self.engine))
         return int(found)
+
+
+class _Keys(sa.types.UserDefinedType[Sequence[object]]):
+    """A list of keys as one parameter, written out by the driver: a statement of one shape, whatever their number."""
+
+    cache_ok = True
+
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Sequence[object]], Sequence[object]]:
+        """No key at all is written as one that equals nothing."""
+        return lambda keys: tuple(keys) or (None,)
 
 
 class _NotAllOurs(Exception):
@@ -682,5 +887,3 @@ def _plain(value: object) -> object:
         except UnicodeDecodeError:
             return value
     return value
-
-

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from ..core.errors import StoreError
 from ..core.verdicts import Check, Verdict
 from ..ports.surroundings import Clock
+from .redis_connect import speaking
 from .sql_connect import place, reading
 from .sql_fence import Account, Session, sees_all_sessions, sessions
 from .sql_fence import account_of as account_in
@@ -143,12 +144,12 @@ def rq_strangers(
     """
     strangers, unreadable, alive = [], [], 0
     try:
-        for key in sorted(_text(member) for member in client.smembers(f"{prefix}:workers")):
-            try:
-                worker = {_text(field): value for field, value in client.hgetall(key).items()}
-            except redis.ResponseError as error:
-                unreadable.append(f"{key} ({error})")
+        for key in sorted(_text(member) for member in _ask(client, "SMEMBERS", f"{prefix}:workers")):
+            kind = _text(_ask(client, "TYPE", key))
+            if kind not in ("hash", "none"):
+                unreadable.append(f"{key} (a {kind})")
                 continue
+            worker = {_text(field): value for field, value in _ask(client, "HGETALL", key).items()}
             if not worker or worker.get("death"):
                 continue  # it expired, or said goodbye
             alive += 1
@@ -157,10 +158,9 @@ def rq_strangers(
             if host in hosts or (queues and not listens & set(queues)):
                 continue
             name = key.removeprefix(f"{prefix}:worker:")
-            strangers.append(
-                f"{name} on {host or 'an unnamed host'} (pid {_text(worker.get('pid', b'?'))}, {_heard(worker)})"
-            )
-    except redis.RedisError as error:
+            pid = _text(worker.get("pid", b"?"))
+            strangers.append(f"{name} on {host or 'an unnamed host'} (pid {pid}, {_heard(worker)})")
+    except StoreError as error:
         return [Check(RQ_CHECK, Verdict.UNKNOWN, str(error), "check the address and the rights of the Redis user.")]
     if strangers:
         return [
@@ -190,10 +190,15 @@ def rq_strangers(
     ]
 
 
+def _ask(client: redis.Redis, *words: str) -> Any:
+    with speaking(client):
+        return client.execute_command(*words)
+
+
 def _heard(worker: dict[str, Any]) -> str:
     beat = _text(worker.get("last_heartbeat", b""))
     try:
-        return f"last heard {datetime.fromisoformat(beat.replace('Z', '+00:00')):%Y-%m-%d %H:%M:%S} UTC"
+        return f"last heard {datetime.fromisoformat(beat):%Y-%m-%d %H:%M:%S} UTC"
     except ValueError:
         return "never heard"
 

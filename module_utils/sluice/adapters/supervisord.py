@@ -74,6 +74,16 @@ class SupervisordWorkers:
         self._call("stopProcessGroup", group, False)
         return True
 
+    def reload(self, group: str) -> bool:
+        """Send SIGHUP to what runs, so that it reads its configuration again; for processes that know this signal.
+
+        :raises StoreError: nothing of the group runs, so nothing could read anything
+        """
+        if not any(process.state == "RUNNING" for process in self.list(group)):
+            raise StoreError(f"nothing of '{group}' runs.", where=self._place(), next_step="start it.")
+        self._call("signalProcessGroup", group, "HUP")
+        return True
+
     def kill(self, group: str) -> Sequence[WorkerProcess]:
         """SIGKILL what is left, and wait until it is gone; returns what had to be killed, as it was.
 

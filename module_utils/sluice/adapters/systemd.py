@@ -29,7 +29,7 @@ def run_command(arguments: Sequence[str]) -> tuple[int, str, str]:
     :raises StoreError: the program is not there, or does not end
     """
     try:
-        done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)  # noqa: S603
+        done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StoreError(
             f"{arguments[0]} cannot be run: {error}.", where="systemd", next_step="run this on a host with systemd."
@@ -96,6 +96,17 @@ class SystemdWorkers:
         if running:
             self._systemctl("stop", "--no-block", "--", *running)
         return bool(running)
+
+    def reload(self, group: str) -> bool:
+        """Let what runs read its configuration again: a reload where the unit has one, else a restart.
+
+        :raises StoreError: nothing of the group runs, so nothing could read anything
+        """
+        running = [unit["Id"] for unit in self._show(group) if unit["ActiveState"] in ("active", "reloading")]
+        if not running:
+            raise StoreError(f"nothing of '{group}' runs.", where=self._place(), next_step="start it.")
+        self._systemctl("reload-or-restart", "--", *running)
+        return True
 
     def kill(self, group: str) -> Sequence[WorkerProcess]:
         """SIGKILL every process of the units that are left, and wait until they are gone; returns what was killed.

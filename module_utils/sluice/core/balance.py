@@ -32,7 +32,17 @@ class Term(enum.StrEnum):
 
 
 UNFINISHED = frozenset(
-    {Term.READY, Term.DELAYED, Term.LEASED, Term.HELD, Term.STAGED, Term.QUEUED, Term.SCHEDULED, Term.DEFERRED, Term.RUNNING}
+    {
+        Term.READY,
+        Term.DELAYED,
+        Term.LEASED,
+        Term.HELD,
+        Term.STAGED,
+        Term.QUEUED,
+        Term.SCHEDULED,
+        Term.DEFERRED,
+        Term.RUNNING,
+    }
 )
 
 _LIVE = {
@@ -57,6 +67,7 @@ class Evidence(NamedTuple):
     homes: tuple[Home, ...] = ()
     baseline: bool = False  # seen at the start of the run
     marked: bool = False  # the target carries our marker of activation
+    task_id: str = ""  # the source's own id, where it differs from the job's
 
 
 class Account(NamedTuple):
@@ -90,18 +101,19 @@ def account(seen: Evidence, rules: Rules) -> Account:
         return _fault(seen, "queued twice at the target")
     if len(distinct) > 1:
         return _fault(seen, f"in several places at the target: {', '.join(sorted(distinct))}")
+    home = next(iter(distinct), None)
     if seen.place in _AT_SOURCE:
-        if live and rules.custody_in_row:
-            return _fault(seen, f"{seen.place} at the source and {live[0]} at the target")
-        if not live:
+        if home is None:
             return Account(seen.id, _AT_SOURCE[seen.place])
-        return Account(seen.id, _LIVE[live[0]])
+        if rules.custody_in_row:
+            return _fault(seen, f"{seen.place} at the source and {home} at the target")
+        return Account(seen.id, _LIVE[home])
     if seen.place is Place.CLAIMED:
-        return _fault(seen, f"claimed at the source and {live[0]} at the target") if live else Account(seen.id, Term.HELD)
+        return _fault(seen, f"claimed at the source and {home} at the target") if home else Account(seen.id, Term.HELD)
     if seen.place is Place.UNKNOWN:
         return _fault(seen, "its row meets no predicate of the mapping, or more than one")
-    if live:
-        return Account(seen.id, _LIVE[next(iter(distinct))])
+    if home is not None:
+        return Account(seen.id, _LIVE[home])
     if seen.place is Place.RUNNING:
         return _fault(seen, "started, and its job is gone from the target")
     return _given(seen, rules)
@@ -109,7 +121,8 @@ def account(seen: Evidence, rules: Rules) -> Account:
 
 def _given(seen: Evidence, rules: Rules) -> Account:
     """An id with no live home that the source does not own: moved, born in the target, or gone."""
-    ended = [home for home in seen.homes if home in _ENDED]
+    # A job that repeats may have ended in two ways; the less happy one counts, whichever was read first.
+    ended = sorted(home for home in seen.homes if home in _ENDED)
     if seen.pending:
         return Account(seen.id, Term.STAGED)
     if ended and not (rules.journal and seen.place is Place.MOVED):
@@ -164,3 +177,28 @@ def total(accounts: Iterable[Account], *, cap: int = 50) -> Balance:
         else:
             counts[entry.term] += 1
     return Balance(known, counts, faulty, tuple(named))
+
+
+def homes_of(sightings: Iterable[tuple[str, str]]) -> tuple[Home, ...]:
+    """The homes of one job from raw sightings (home or ``hash``, queue or status).
+
+    A hash without a home is staged or an orphan; a home without a hash is bodiless. A job that ended keeps its hash
+    in its registry.
+    """
+    status: str | None = None
+    homes: list[Home] = []
+    for place, where in sightings:
+        if place == "hash":
+            status = where
+        else:
+            homes.append(Home(place))
+    if status is None:
+        return (*homes, Home.BODILESS) if homes and not set(homes) & set(_ENDED) else tuple(homes)
+    if not homes:
+        if status == "created":
+            return (Home.STAGED,)
+        return (_STATUS_ENDED.get(status, Home.ORPHAN),)
+    return tuple(homes)
+
+
+_STATUS_ENDED = {"finished": Home.FINISHED, "failed": Home.FAILED, "stopped": Home.FAILED, "canceled": Home.CANCELLED}

@@ -6,6 +6,8 @@ against the live schema, so an identifier or a value from a mapping cannot injec
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -13,6 +15,9 @@ from typing import Union
 from .errors import MappingError
 
 Scalar = str | int | float | bool | None
+
+#: The name of a table or column.
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,63}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,9 @@ def _comparison(data: Mapping[object, object], where: str) -> Condition:
     column = data.get("column")
     if not isinstance(column, str) or not column:
         raise MappingError("a condition needs 'column', 'all', 'any' or 'not'.", where=where)
+    _name(column, where)
+    # YAML reads the bare word null as no value at all.
+    data = {"null" if key is None else key: value for key, value in data.items()}
     words = set(data) - {"column", "plus"}
     if len(words) != 1:
         raise MappingError(
@@ -138,14 +146,21 @@ def _comparison(data: Mapping[object, object], where: str) -> Condition:
         return IsNull(column) if value else Not(IsNull(column))
     if word == "due":
         plus = data.get("plus", 0)
-        if not isinstance(value, bool) or not isinstance(plus, int | float):
+        if not isinstance(value, bool) or not isinstance(plus, int | float) or not math.isfinite(plus):
             raise MappingError(f"column '{column}': 'due' is true or false, 'plus' is seconds.", where=where)
         return Due(column, float(plus)) if value else All((Not(IsNull(column)), Not(Due(column, float(plus)))))
     if word == "starts_with" and isinstance(value, str):
         return Like(column, value)
     if word in _COMPARISONS and isinstance(value, str | int | float) and not isinstance(value, bool):
+        if isinstance(value, str):
+            _name(value, where)
         return Compare(column, word, value)
     raise MappingError(f"column '{column}': '{word}' with {value!r} is not a comparison.", where=where)
+
+
+def _name(value: str, where: str) -> None:
+    if not IDENTIFIER.match(value):
+        raise MappingError(f"{value!r} is not the name of a table or column.", where=where)
 
 
 def _scalar(value: object, where: str) -> Scalar:

@@ -17,7 +17,9 @@ _ASSIGNMENT = re.compile(r"(?P<head>\ufeff?[ \t]*(?:export[ \t]+)?(?P<key>[A-Za-
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]*\Z")
 _URL_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
 _URL_SECRET = re.compile(r"(?P<name>[?&][A-Za-z_-]*(?:password|passwd|secret|token|key)=)[^&#\s'\"]*", re.IGNORECASE)
-_SECRET_NAME = re.compile(r"PASS(WORD|WD|PHRASE)?|SECRET|TOKEN|CREDENTIAL|PRIVATE|API_?KEY|SALT|(^|_)(KEY|AUTH)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"PASS(WORD|WD|PHRASE)?|SECRET|TOKEN|CREDENTIAL|PRIVATE|API_?KEY|SALT|(^|_)(KEY|AUTH)$", re.IGNORECASE
+)
 
 MASK = "***"
 
@@ -185,7 +187,9 @@ def _nothing_follows(text: str, position: int) -> bool:
 
 def _check_key(key: str) -> None:
     if not _KEY.match(key):
-        raise SluiceError(f"'{key}' is not the name of a setting.", where=".env", next_step="use letters, digits and _.")
+        raise SluiceError(
+            f"'{key}' is not the name of a setting.", where=".env", next_step="use letters, digits and _."
+        )
 
 
 def _written(key: str, value: str) -> str:
@@ -201,7 +205,7 @@ def _written(key: str, value: str) -> str:
     elif not set('"$`').intersection(value):
         return f'"{value}"'
     else:
-        reason = "a single quote together with one of \" $ `"
+        reason = 'a single quote together with one of " $ `'
     raise SluiceError(
         f"the value of {key} has {reason} in it, which readers of such files understand differently.",
         where=".env",

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import conditions
-from .conditions import Condition, Scalar
+from .conditions import IDENTIFIER, Condition, Scalar
 from .errors import MappingError
 from .tasks import Place
 
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,63}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,120}\Z")
 
 #: The order in which the source's predicates are tried is no matter: exactly one must hold.
@@ -57,17 +56,20 @@ class Hold:
     claim: tuple[Assignment, ...] = ()
     moved: tuple[Assignment, ...] = ()
     back: tuple[Assignment, ...] = ()
+    requeue: tuple[Assignment, ...] = ()  # an operator's word that a held task has not run
+    fail: tuple[Assignment, ...] = ()  # an operator's word that a held task shall not run
     token_column: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimer:
-    """One kind of process that claims tasks at the source."""
+    """One kind of process that claims tasks at the source. ``order`` is its own, where it is not the source's."""
 
     name: str
     guarded: bool
     account: str  # the SQL account it logs in with, e.g. captions_legacy@%
     processes: int = 1
+    order: tuple[Order, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,9 @@ class Target:
     default_timeout: int = 180
     result_ttl: int = 500
     failure_ttl: int = 31536000
-    retries: str = "application"  # application: the row counts them; carry: RQ's retries_left
+    retries: str = "application"  # application: the row counts them; carry: RQ's retries_left, from the row's attempts
+    retry_max: int = 0  # runs after a first one that failed, for `application`: what RQ does when the job raises
+    retry_intervals: tuple[int, ...] = ()  # seconds before each
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,8 @@ def parse(data: object) -> TaskMapping:
         raise MappingError(f"system '{system}' must be lower-case letters, digits and _.", where="mapping.system")
     source = _source(_table(top.get("source"), "source"))
     target = _target(_table(top.get("target"), "target"))
+    if not source.columns.queue and not target.default_queue:
+        raise MappingError("without source.columns.queue it needs 'default_queue'.", where="target")
     constraint = top.get("user_constraint", False)
     if not isinstance(constraint, bool):
         raise MappingError("must be true or false.", where="mapping.user_constraint")
@@ -201,15 +207,15 @@ def _source(data: Mapping[str, object]) -> Source:
         raise MappingError(f"kind {data.get('kind')!r} is not known; use sql_table.", where=f"{where}.kind")
     columns_data = _table(data.get("columns"), f"{where}.columns")
     _known(columns_data, set(Columns.__dataclass_fields__), f"{where}.columns")
-    columns = Columns(**{name: _identifier(value, f"{where}.columns.{name}") for name, value in columns_data.items()}) if (
-        "id" in columns_data
-    ) else _missing("id", f"{where}.columns")
+    columns = (
+        Columns(**{name: _identifier(value, f"{where}.columns.{name}") for name, value in columns_data.items()})
+        if ("id" in columns_data)
+        else _missing("id", f"{where}.columns")
+    )
     places = {}
     for word, condition in _table(data.get("places"), f"{where}.places").items():
         if word not in {str(p) for p in SOURCE_PLACES}:
-            raise MappingError(
-                f"'{word}' is not a place; known: {', '.join(SOURCE_PLACES)}.", where=f"{where}.places"
-            )
+            raise MappingError(f"'{word}' is not a place; known: {', '.join(SOURCE_PLACES)}.", where=f"{where}.places")
         places[Place(word)] = conditions.parse(condition, f"{where}.places.{word}")
     if Place.READY not in places:
         raise MappingError("'ready' is missing: without it nothing can be moved.", where=f"{where}.places")
@@ -219,6 +225,8 @@ def _source(data: Mapping[str, object]) -> Source:
             "(leased: {column: <id>, null: true}) with claimers that are unguarded.",
             where=f"{where}.places",
         )
+    if Place.DELAYED in places and not columns.available:
+        raise MappingError("needs source.columns.available: when is a row due?", where=f"{where}.places.delayed")
     clocks = {}
     for column, clock in _table(data.get("clocks", {}), f"{where}.clocks").items():
         if clock not in ("utc", "local", "epoch"):
@@ -237,10 +245,11 @@ def _source(data: Mapping[str, object]) -> Source:
         table=_identifier(data.get("table"), f"{where}.table"),
         columns=columns,
         places=places,
-        order=tuple(_order(item, f"{where}.order[{i}]") for i, item in enumerate(_list(data.get("order"), f"{where}.order"))),
+        order=_orders(data.get("order"), f"{where}.order"),
         hold=hold,
         claimers=tuple(
-            _claimer(item, f"{where}.claimers[{i}]") for i, item in enumerate(_list(data.get("claimers"), f"{where}.claimers"))
+            _claimer(item, f"{where}.claimers[{i}]")
+            for i, item in enumerate(_list(data.get("claimers"), f"{where}.claimers"))
         ),
         clocks=clocks,
         started=conditions.parse(witness["started"], f"{where}.witness.started") if "started" in witness else None,
@@ -248,6 +257,10 @@ def _source(data: Mapping[str, object]) -> Source:
         journal=_flag(data, "journal", False, where),
         pending=conditions.parse(pending, f"{where}.pending") if pending is not None else None,
     )
+
+
+def _orders(data: object, where: str) -> tuple[Order, ...]:
+    return tuple(_order(item, f"{where}[{i}]") for i, item in enumerate(_list(data, where)))
 
 
 def _order(item: object, where: str) -> Order:
@@ -263,7 +276,7 @@ def _order(item: object, where: str) -> Order:
 
 def _hold(data: Mapping[str, object]) -> Hold:
     where = "source.hold"
-    _known(data, {"kind", "claim", "moved", "back", "token_column"}, where)
+    _known(data, {"kind", "claim", "moved", "back", "requeue", "fail", "token_column"}, where)
     kind = data.get("kind")
     if kind == "companion":
         if set(data) != {"kind"}:
@@ -275,7 +288,9 @@ def _hold(data: Mapping[str, object]) -> Hold:
     token_column = _identifier(data.get("token_column"), f"{where}.token_column")
     if not any(a.column == token_column and a.value == "$token" for a in parts["claim"]):
         raise MappingError(f"'claim' must set {token_column}: $token, for the compare-and-set.", where=where)
-    return Hold("columns", parts["claim"], parts["moved"], parts["back"], token_column)
+    for word in ("requeue", "fail"):
+        parts[word] = _assignments(data[word], f"{where}.{word}") if word in data else ()
+    return Hold("columns", parts["claim"], parts["moved"], parts["back"], parts["requeue"], parts["fail"], token_column)
 
 
 def _assignments(data: object, where: str) -> tuple[Assignment, ...]:
@@ -293,14 +308,22 @@ def _assignments(data: object, where: str) -> tuple[Assignment, ...]:
 
 def _claimer(item: object, where: str) -> Claimer:
     data = _table(item, where)
-    _known(data, {"name", "kind", "account", "processes"}, where)
+    _known(data, {"name", "kind", "account", "processes", "order"}, where)
     kind = data.get("kind")
     if kind not in ("guarded", "unguarded"):
-        raise MappingError("kind must be 'guarded' (conditional update or row lock) or 'unguarded'.", where=f"{where}.kind")
+        raise MappingError(
+            "kind must be 'guarded' (conditional update or row lock) or 'unguarded'.", where=f"{where}.kind"
+        )
     processes = data.get("processes", 1)
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise MappingError("must be a number of at least 1.", where=f"{where}.processes")
-    return Claimer(_text(data, "name", where), kind == "guarded", _account(data.get("account"), f"{where}.account"), processes)
+    return Claimer(
+        _text(data, "name", where),
+        kind == "guarded",
+        _account(data.get("account"), f"{where}.account"),
+        processes,
+        _orders(data.get("order", ()), f"{where}.order"),
+    )
 
 
 def _account(value: object, where: str) -> str:
@@ -314,7 +337,7 @@ def _target(data: Mapping[str, object]) -> Target:
     _known(
         data,
         {"kind", "queues", "default_queue", "function", "args", "opaque", "serializer", "key_prefix", "timeouts",
-         "default_timeout", "result_ttl", "failure_ttl", "retries"},
+         "default_timeout", "result_ttl", "failure_ttl", "retries", "retry_max", "retry_intervals"},
         where,
     )  # fmt: skip
     if data.get("kind", "rq") != "rq":
@@ -345,7 +368,9 @@ def _target(data: Mapping[str, object]) -> Target:
         queues=queues,
         default_queue=str(default_queue),
         function=function,
-        args=tuple(_identifier(a, f"{where}.args[{i}]") for i, a in enumerate(_list(data.get("args", []), f"{where}.args"))),
+        args=tuple(
+            _identifier(a, f"{where}.args[{i}]") for i, a in enumerate(_list(data.get("args", []), f"{where}.args"))
+        ),
         opaque=_identifier(opaque, f"{where}.opaque") if opaque else "",
         serializer=serializer,
         key_prefix=key_prefix,
@@ -354,6 +379,11 @@ def _target(data: Mapping[str, object]) -> Target:
         result_ttl=_seconds(data.get("result_ttl", 500), f"{where}.result_ttl"),
         failure_ttl=_seconds(data.get("failure_ttl", 31536000), f"{where}.failure_ttl"),
         retries=retries,
+        retry_max=_seconds(data.get("retry_max", 0), f"{where}.retry_max"),
+        retry_intervals=tuple(
+            _seconds(s, f"{where}.retry_intervals[{i}]")
+            for i, s in enumerate(_list(data.get("retry_intervals", []), f"{where}.retry_intervals"))
+        ),
     )
 
 
@@ -367,10 +397,14 @@ def _route(data: object) -> Route:
     )
     kind = table.get("kind", "sql_row")
     accounts = tuple(
-        _account(a, f"{where}.producer_accounts") for a in _list(table.get("producer_accounts", []), f"{where}.producer_accounts")
+        _account(a, f"{where}.producer_accounts")
+        for a in _list(table.get("producer_accounts", []), f"{where}.producer_accounts")
     )
+    timeout = table.get("producer_timeout", 30)
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 <= timeout < 86400:
+        raise MappingError("must be seconds.", where=f"{where}.producer_timeout")
     if kind == "none":
-        return Route("none", producer_accounts=accounts, barrier="timeout")
+        return Route("none", producer_accounts=accounts, barrier="timeout", producer_timeout=float(timeout))
     if kind != "sql_row":
         raise MappingError(f"kind {kind!r} is not known; use sql_row or none.", where=f"{where}.kind")
     key, key_value = _single_key(table.get("key"), f"{where}.key")
@@ -378,9 +412,6 @@ def _route(data: object) -> Route:
     if barrier not in ("shared_lock", "timeout"):
         raise MappingError("must be 'shared_lock' or 'timeout'.", where=f"{where}.barrier")
     polling = table.get("polling", "")
-    timeout = table.get("producer_timeout", 30)
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout < 0:
-        raise MappingError("must be seconds.", where=f"{where}.producer_timeout")
     return Route(
         "sql_row",
         _identifier(table.get("table"), f"{where}.table"),

@@ -114,3 +114,41 @@ def require_transition(current: Phase, wanted: Phase) -> None:
             where="ledger",
             next_step=f"from '{current}' the legal phases are: {allowed}.",
         )
+
+
+#: The gates that must stand as passed in the ledger before a run may enter a phase.
+REQUIRED_GATES: dict[Phase, tuple[str, ...]] = {
+    Phase.PREPARED: ("preflight", "accounts", "backups", "probe", "baseline"),
+    Phase.HYBRID: ("route", "soak"),
+    Phase.ROUTED: ("workers", "route"),
+    Phase.FENCED: ("polling", "drain", "fence source"),
+    Phase.TRANSFERRED: ("transfer",),
+    Phase.VERIFIED: ("balance", "durable"),
+    Phase.VALIDATED: ("intake", "canaries", "latency", "user constraint", "observation"),
+    Phase.CLEANED: ("stability", "archive"),
+}
+
+#: Verdicts about the present expire: seconds for which a recorded gate may still open a phase.
+GATE_LIFETIME: dict[str, float] = {
+    "preflight": 4 * 3600,
+    "accounts": 4 * 3600,
+    "backups": 24 * 3600,
+    "probe": 4 * 3600,
+    "baseline": 4 * 3600,
+    "soak": 24 * 3600,
+    "workers": 900,
+    "route": 900,
+    "polling": 900,
+    "drain": 900,
+    "fence source": 900,
+    "transfer": 900,
+    "balance": 900,
+    "durable": 900,
+    "intake": 900,
+    "canaries": 1800,
+    "latency": 1800,
+    "user constraint": 1800,
+    "observation": 1800,
+    "stability": 900,
+    "archive": 900,
+}

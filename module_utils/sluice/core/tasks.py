@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-
 #: What RQ takes as a job id (RQ 2.8 and later; others kill its workers).
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,180}\Z")
 
@@ -62,6 +61,10 @@ class Mark(enum.StrEnum):
     MOVED = "moved"  # released by the source; custody passed
     HELD = "held"  # given to nobody until an operator decides
     SETTLED = "settled"  # decided by an operator, or ended at the source while claimed
+
+
+#: The reason of a settled mark: a user cancelled, or the row ended otherwise, while a run had claimed it.
+ENDED_MEANWHILE = "ended at the source while it was claimed"
 
 
 class Task(NamedTuple):
@@ -135,5 +138,3 @@ class Released:
 
     moved: Sequence[Task]
     lost: Sequence[Task]
-
-

@@ -58,7 +58,9 @@ class Gate:
             return f"gate '{self.name}' passed ({len(self.checks)} checks)"
         if not self.checks:
             return f"gate '{self.name}' is unknown: nothing was checked"
-        parts = [f"{c.name} {c.verdict}: {c.reading}" + (f" ({c.next_step})" if c.next_step else "") for c in self.blocking()]
+        parts = [
+            f"{c.name} {c.verdict}: {c.reading}" + (f" ({c.next_step})" if c.next_step else "") for c in self.blocking()
+        ]
         return f"gate '{self.name}' {self.verdict}: " + "; ".join(parts)
 
 

@@ -104,6 +104,9 @@ class Ledger(Protocol):
     def moved_since(self, lease: Lease, batch: int) -> Iterator[tuple[int, Sequence[Task]]]:
         """Released tasks of batches above ``batch``, grouped by batch, in claim order (for a resume's activation)."""
 
+    def ended_meanwhile(self, lease: Lease) -> Sequence[str]:
+        """Job ids of the tasks that ended at the source while this run had claimed them: a stage of theirs is a leftover."""
+
     def marks(self) -> Iterator[Sighting]:
         """Every task id the ledger has touched, with its mark and reason."""
 

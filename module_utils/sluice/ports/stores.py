@@ -37,7 +37,13 @@ class SourceEnd(Protocol):
         """Take our claim off rows that turn out to be the target's already (a table without a word for custody)."""
 
     def reread(self, ids: Sequence[str]) -> Claim:
-        """The tasks of released rows that the witness shows neither started nor ended, to be staged again. Reads only."""
+        """The tasks of released rows that the witness shows neither started nor ended, to be staged again. Reads only.
+
+        Without a witness nothing is known of any, and all are refused.
+        """
+
+    def place_again(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> set[str]:
+        """Record tasks of lost jobs as moved anew, where their rows still say unstarted; returns the ids recorded."""
 
     def put_back(self, lease: Lease) -> int:
         """Return every claimed and not released task to circulation (undo before the point of no return)."""

@@ -111,5 +111,8 @@ class Supervisor(Protocol):
     def request_stop(self, group: str) -> bool:
         """Ask the group to finish its current work and end; returns at once. True when something was running."""
 
+    def reload(self, group: str) -> bool:
+        """Let the group read its configuration again without dropping work; True when it was asked to."""
+
     def kill(self, group: str) -> Sequence[WorkerProcess]:
         """End what is left of the group by force; returns what had to be killed."""

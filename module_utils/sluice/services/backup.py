@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.errors import SluiceError
 from ..core.verdicts import Check, Gate, Verdict
-from ..ports.preparation import Artefact, Attested, BackupPart, Progress, unheard
+from ..ports.preparation import Artefact, Attested, BackupPart, Progress, Taken, unheard
 from ..ports.surroundings import Clock
 
 GATE = "backups"
@@ -168,7 +168,9 @@ def _space(parts: Sequence[BackupPart], directory: Path) -> Check:
         except SluiceError as error:
             return Check(name, Verdict.UNKNOWN, f"size of {part.name}: {error}", error.next_step)
         if size is None:
-            return Check(name, Verdict.UNKNOWN, f"the size of {part.name} cannot be read", "attest a backup of your own")
+            return Check(
+                name, Verdict.UNKNOWN, f"the size of {part.name} cannot be read", "attest a backup of your own"
+            )
         needed += size
     place = directory
     while not place.exists() and place != place.parent:
@@ -183,7 +185,9 @@ def _private_folder(folder: Path) -> None:
     folder.mkdir(exist_ok=True, mode=0o700)
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
         raise SluiceError(
-            "the folder is a link or belongs to someone else.", where=str(folder), next_step="set another backup directory."
+            "the folder is a link or belongs to someone else.",
+            where=str(folder),
+            next_step="set another backup directory.",
         )
     folder.chmod(0o700)
 
@@ -245,3 +249,47 @@ def _entry(item: Mapping[str, object]) -> Kept:
         [Artefact(str(a["name"]), str(a["what"]), int(a["bytes"]), str(a["sha256"])) for a in artefacts],
         [Check(str(c["name"]), Verdict(c["verdict"]), str(c["reading"]), str(c["next_step"])) for c in checks],
     )
+
+
+class Files:
+    """Configuration files, copied byte for byte. A file that is not there is said, and is no fault when it may be."""
+
+    def __init__(self, name: str, paths: Sequence[Path], *, optional: bool = False) -> None:
+        self._name = name
+        self.paths = tuple(paths)
+        self.optional = optional
+
+    @property
+    def name(self) -> str:
+        """The part's word."""
+        return self._name
+
+    def needed_bytes(self) -> int | None:
+        """The sum of the sizes of the files that are there."""
+        return sum(path.stat().st_size for path in self.paths if path.is_file())
+
+    def take(self, folder: Path, run_id: str, progress: Progress) -> Taken:
+        """Copy each file under a number and its own name."""
+        artefacts: list[Artefact] = []
+        absent: list[str] = []
+        for number, path in enumerate(self.paths, start=1):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                absent.append(str(path))
+                continue
+            except OSError as error:
+                raise SluiceError(f"cannot be read ({error.strerror}).", where=str(path)) from error
+            copy = folder / f"{self._name}.{number}.{path.name.lstrip('.')}"
+            copy.unlink(missing_ok=True)
+            descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            checksum = hashlib.sha256(content).hexdigest()
+            artefacts.append(Artefact(copy.name, f"copy of {path}", len(content), checksum))
+            progress(number, len(self.paths))
+        reading = f"{len(artefacts)} files copied" + (f"; not there: {', '.join(absent)}" if absent else "")
+        good = bool(artefacts or self.optional) and (self.optional or not absent)
+        return Taken(artefacts, [Check.of(f"backup_{self._name}", good, reading, "correct the paths")])

@@ -116,10 +116,9 @@ def _look(counts: Counts, supervisors: Sequence[Supervisor], group: str) -> _Loo
 
 
 def _unproved(look: _Look, killed: Sequence[WorkerProcess]) -> Sequence[WorkerProcess]:
-    """Each process once, as it is now; a killed one that its supervisor forgot, as it was."""
+    """Each process once, as it is now; a killed one whose supervisor says that it ended in order, as it was."""
     found = {(process.host, process.name): process for process in killed}
-    forced = set(found)
-    found |= {(p.host, p.name): p for p in look.processes if not p.graceful or (p.host, p.name) in forced}
+    found |= {(process.host, process.name): process for process in look.processes if not process.graceful}
     return tuple(found[key] for key in sorted(found))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ..core.errors import FenceOpen, StagesGone
+from ..core.errors import FenceOpen, RunConflict, StagesGone
 from ..core.tasks import Claim, Lease, Refused, Task
 from ..core.verdicts import Gate
 from ..ports.ledger import Ledger
@@ -88,7 +88,9 @@ class Transfer:
         self.ledger.renew(lease, self.pace.lease_seconds)
         gate = self.prove_fence()
         if not gate.open:
-            raise FenceOpen(gate.explain(), where="fence", next_step="run playbooks/migrate.yml again: it fences first.")
+            raise FenceOpen(
+                gate.explain(), where="fence", next_step="run playbooks/migrate.yml again: it fences first."
+            )
         result = Moved(reactivated=self.resume(lease))
         number = self.ledger.next_batch(lease)
         renewed = begun
@@ -115,7 +117,8 @@ class Transfer:
                             on_batch(result)
                     release = releasing.submit(self._release, lease, batch)
                 result = replace(result, done=empty, stopped=stopped, seconds=self.clock.monotonic() - begun)
-                self._keep_rate(result, begun)
+                if claim is not None:
+                    self._keep_rate(lease, result, begun, seconds)
             if release is not None:
                 result = self._add(result, release.result())
         return replace(result, seconds=self.clock.monotonic() - begun)
@@ -127,7 +130,14 @@ class Transfer:
         )
 
     def resume(self, lease: Lease) -> int:
-        """Activate whatever an earlier attempt released and did not activate; returns how many."""
+        """Activate whatever an earlier attempt released and did not activate; returns how many.
+
+        Also deletes the stages that it left of tasks which were cancelled under its claim: the application would take
+        such a stage for a task on its way, and never enqueue a retry of it.
+        """
+        leftovers = self.ledger.ended_meanwhile(lease)
+        if leftovers:
+            self.target.discard(lease, leftovers)
         count = 0
         for number, tasks in self.ledger.moved_since(lease, self.target.last_batch()):
             count += self._activate(lease, tasks, number)
@@ -135,7 +145,9 @@ class Transfer:
 
     def _claim(self, lease: Lease) -> Claim:
         begun = self.clock.monotonic()
-        claim = self.source.claim(lease, self._size)
+        # Under a rate a batch is at most what one second allows, so that three of them overshoot little.
+        size = min(self._size, max(1, int(self.pace.rate))) if self.pace.rate > 0 else self._size
+        claim = self.source.claim(lease, size)
         self._adapt(self.clock.monotonic() - begun, len(claim.tasks))
         return claim
 
@@ -146,18 +158,28 @@ class Transfer:
         elif seconds < SHORT_LOCK and count >= self._size:
             self._size = min(self.pace.largest, self._size + self._size // 4)
 
-    def _keep_rate(self, result: Moved, begun: float) -> None:
-        if self.pace.rate > 0:
-            ahead = (result.moved + result.held) / self.pace.rate - (self.clock.monotonic() - begun)
-            if ahead > 0:
-                self.clock.wait(min(ahead, self.pace.lease_seconds / 5))
+    def _keep_rate(self, lease: Lease, result: Moved, begun: float, seconds: float) -> None:
+        """Wait until what was moved is within the rate, or the slice is over; the lease is kept meanwhile."""
+        if self.pace.rate <= 0:
+            return
+        until = begun + min((result.moved + result.held) / self.pace.rate, seconds)
+        while (left := until - self.clock.monotonic()) > 0:
+            self.clock.wait(min(left, self.pace.lease_seconds / 5))
+            self.ledger.renew(lease, self.pace.lease_seconds)
 
     def _stage(self, lease: Lease, claim: Claim, number: int) -> tuple[_Batch, int]:
         """Stage and confirm a claimed batch; what the target cannot take, or did not keep as sent, is held."""
         refused = list(claim.refused)
         staged = self.target.stage(lease, claim.tasks)
         wanted = self.target.digests(claim.tasks)
-        foreign, marked = set(staged.foreign), set(staged.marked)
+        foreign = set(staged.foreign)
+        if staged.marked:
+            raise RunConflict(
+                f"{len(staged.marked)} tasks were activated at the target and are ready at the source again "
+                f"(first: {staged.marked[0]}): the source was restored from a backup. Nothing more was moved.",
+                where="source",
+                next_step="restore both stores to one moment, or settle these ids by hand; see playbooks/status.yml.",
+            )
         good: list[Task] = []
         digests: list[str] = []
         differing: list[str] = []
@@ -171,8 +193,6 @@ class Transfer:
                 theirs.append(task.id)
             elif task.job_id in foreign:
                 refused.append(Refused(task.id, "another job of this id exists at the target"))
-            elif task.job_id in marked:
-                refused.append(Refused(task.id, "the target activated this id before, and the source still claims it"))
             else:
                 differing.append(task.job_id)
                 refused.append(Refused(task.id, "the target did not keep what was staged (digests differ)"))
@@ -214,7 +234,8 @@ class Transfer:
         """The target lost staged jobs of released tasks: their rows still say unstarted, so they are staged once more."""
         missing = set(job_ids)
         claim = self.source.reread([task.id for task in tasks if task.job_id in missing])
-        # Of those not given by reread the witness shows a start or an end: they need no job.
+        # Of those that reread leaves out the witness shows a start or an end: they need no job.
+        self._hold(lease, claim.refused)
         again = [task for task in claim.tasks if task.job_id in missing]
         staged = self.target.stage(lease, again)
         wanted = self.target.digests(again)

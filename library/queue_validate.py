@@ -1,0 +1,105 @@
+#!/usr/bin/python
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: queue_validate
+short_description: Give every success criterion a value
+description:
+  - Canaries of every priority finish, submissions are as fast as before, one user has one active task, nothing
+    grows while observed.
+options:
+  canary:
+    description:
+      - How the application is asked for canary tasks.
+    type: dict
+    default: {}
+  observation_seconds:
+    description:
+      - How long to observe after the canaries, in seconds.
+    type: int
+    default: 0
+  latency_factor:
+    description:
+      - How many times the baseline's p95 the latency of submissions may be.
+    type: float
+    default: 2.0
+  latency_floor_ms:
+    description:
+      - Latency that is always good enough, in milliseconds.
+    type: int
+    default: 50
+  deadline:
+    description:
+      - How long the canaries may take, in seconds.
+    type: int
+    default: 120
+extends_documentation_fragment:
+  - queue_options.stores
+  - queue_options.owner
+  - queue_options.slices
+  - queue_options.measures
+author:
+  - Sluice contributors
+"""
+
+EXAMPLES = r"""
+- name: Give every success criterion a value
+  queue_validate:
+    db_url: "{{ queue_db_url }}"
+    redis_url: "{{ queue_redis_url }}"
+    mapping: "{{ queue_mapping }}"
+    owner: "{{ queue_owner }}"
+    canary: "{{ queue_canary }}"
+    observation_seconds: 600
+"""
+
+RETURN = r"""
+verdict:
+  description: The gate's verdict.
+  returned: always
+  type: str
+  sample: passed
+checks:
+  description: The gate's checks, each with name, verdict, reading and next_step.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "source is empty", "verdict": "passed", "reading": "0 ready or delayed", "next_step": ""}]
+criteria:
+  description: The success criteria, each with name, value and verdict.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "canaries finish", "value": "20 of 20 finished in 1.2 s, 0 refused", "verdict": "passed"}]
+lines:
+  description: What was done, as lines for people.
+  returned: always
+  type: list
+  elements: str
+  sample: ["passed   source is empty  0 ready or delayed"]
+"""
+
+from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell.steps import validate
+
+ARGUMENT_SPEC = {
+    **arguments.STORES,
+    **arguments.OWNER,
+    **arguments.SLICES,
+    "canary": {"type": "dict", "default": {}},
+    "observation_seconds": {"type": "int", "default": 0},
+    "latency_factor": {"type": "float", "default": 2.0},
+    "latency_floor_ms": {"type": "int", "default": 50},
+    "deadline": {"type": "int", "default": 120},
+}
+#: Every key of RETURN with its empty value.
+RETURNS = {"verdict": "", "checks": [], "criteria": [], "lines": []}
+
+
+def main() -> None:
+    runner.run(ARGUMENT_SPEC, validate.validate, RETURNS)
+
+
+if __name__ == "__main__":
+    main()

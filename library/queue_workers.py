@@ -1,0 +1,86 @@
+#!/usr/bin/python
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: queue_workers
+short_description: Start, drain, reload or list a host's worker processes
+description:
+  - Works through supervisord or systemd on the host where it runs and needs no store.
+  - V(drained) lets each process end its task, to a deadline, and says which had to be killed.
+options:
+  state:
+    description:
+      - What the processes shall be.
+    type: str
+    default: listed
+    choices: [listed, started, drained, reloaded]
+  deadline:
+    description:
+      - How long a draining process may take, in seconds; then it is killed.
+    type: int
+    default: 300
+extends_documentation_fragment:
+  - queue_options.supervisor
+  - queue_options.slices
+  - queue_options.steady
+author:
+  - Sluice contributors
+"""
+
+EXAMPLES = r"""
+- name: Start, drain, reload or list a host's worker processes
+  queue_workers:
+    supervisor: systemd
+    group: legacy
+    units: [captions-legacy@1.service, captions-legacy@2.service]
+    state: drained
+    deadline: 300
+"""
+
+RETURN = r"""
+processes:
+  description: The processes, each with name, host, pid, state and exit.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "rq_0", "host": "app1", "pid": 4711, "state": "RUNNING", "exit": null}]
+killed:
+  description: Processes that had to be killed.
+  returned: always
+  type: list
+  elements: dict
+  sample: []
+unproved:
+  description: Processes of which nobody knows how they ended.
+  returned: always
+  type: list
+  elements: dict
+  sample: []
+lines:
+  description: What was done, as lines for people.
+  returned: always
+  type: list
+  elements: str
+  sample: ["passed   source is empty  0 ready or delayed"]
+"""
+
+from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell.steps import movement
+
+ARGUMENT_SPEC = {
+    **arguments.SUPERVISOR,
+    **arguments.SLICES,
+    "state": {"type": "str", "default": "listed", "choices": ["listed", "started", "drained", "reloaded"]},
+    "deadline": {"type": "int", "default": 300},
+}
+#: Every key of RETURN with its empty value.
+RETURNS = {"processes": [], "killed": [], "unproved": [], "lines": []}
+
+
+def main() -> None:
+    runner.run(ARGUMENT_SPEC, movement.workers, RETURNS)
+
+
+if __name__ == "__main__":
+    main()

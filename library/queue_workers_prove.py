@@ -1,0 +1,71 @@
+#!/usr/bin/python
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: queue_workers_prove
+short_description: Prove that the target has living workers on every queue
+description:
+  - Reads the workers that are registered and heard of in Redis. Keeps the verdict as the gate C(workers).
+options:
+  workers_min:
+    description:
+      - How many living workers each queue needs.
+    type: int
+    default: 1
+extends_documentation_fragment:
+  - queue_options.stores
+  - queue_options.owner
+  - queue_options.measures
+author:
+  - Sluice contributors
+"""
+
+EXAMPLES = r"""
+- name: Prove that the target has living workers on every queue
+  queue_workers_prove:
+    db_url: "{{ queue_db_url }}"
+    redis_url: "{{ queue_redis_url }}"
+    mapping: "{{ queue_mapping }}"
+    owner: "{{ queue_owner }}"
+    workers_min: 1
+"""
+
+RETURN = r"""
+verdict:
+  description: The gate's verdict.
+  returned: always
+  type: str
+  sample: passed
+checks:
+  description: The gate's checks, each with name, verdict, reading and next_step.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "source is empty", "verdict": "passed", "reading": "0 ready or delayed", "next_step": ""}]
+lines:
+  description: What was done, as lines for people.
+  returned: always
+  type: list
+  elements: str
+  sample: ["passed   source is empty  0 ready or delayed"]
+"""
+
+from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell.steps import movement
+
+ARGUMENT_SPEC = {
+    **arguments.STORES,
+    **arguments.OWNER,
+    "workers_min": {"type": "int", "default": 1},
+}
+#: Every key of RETURN with its empty value.
+RETURNS = {"verdict": "", "checks": [], "lines": []}
+
+
+def main() -> None:
+    runner.run(ARGUMENT_SPEC, movement.workers_gate, RETURNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Canaries: tasks of our own, submitted as users do, to prove that the way through works and how fast it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..core.tasks import Place, Sighting
+from ..core.verdicts import Check
+from ..ports.surroundings import Clock
+
+
+class Answer(Protocol):
+    """What an application answered to a submission."""
+
+    @property
+    def status(self) -> int:
+        """HTTP's status; 0 when no answer came."""
+
+    @property
+    def task_id(self) -> str:
+        """The accepted task's id, or ''."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the answer took."""
+
+    @property
+    def detail(self) -> str:
+        """Why it was not accepted."""
+
+
+class Application(Protocol):
+    """Where canaries are submitted."""
+
+    def submit(self, user: int, priority: str) -> Answer:
+        """Submit one task."""
+
+
+class Rows(Protocol):
+    """Where the outcome of a task is read."""
+
+    def look(self, ids: Sequence[str]) -> dict[str, Sighting]:
+        """The rows of these ids now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Submission latency in milliseconds over ``samples`` accepted submissions."""
+
+    samples: int
+    p50: float
+    p95: float
+    p99: float
+
+
+def latency_of(seconds: Sequence[float]) -> Latency | None:
+    """Percentiles of what was measured (nearest rank); None when nothing was."""
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+
+    def rank(share: float) -> float:
+        return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))] * 1000
+
+    return Latency(len(ordered), rank(0.50), rank(0.95), rank(0.99))
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """What became of a set of canaries: places by task id, those refused, and the latency of the answers."""
+
+    places: Mapping[str, str]
+    refused: Sequence[str]
+    latency: Latency | None
+    seconds: float
+
+    def unfinished(self) -> list[str]:
+        """Canaries that did not come out as finished."""
+        return [f"{task_id} {place}" for task_id, place in self.places.items() if place != Place.FINISHED.value]
+
+
+def submit(
+    application: Application, first_user: int, count: int, priorities: Sequence[str]
+) -> tuple[list[Answer], list[str]]:
+    """Submit ``count`` canaries, one user each, priorities in turn; returns accepted answers and refusals in words."""
+    accepted, refused = [], []
+    for number in range(count):
+        priority = priorities[number % len(priorities)] if priorities else ""
+        answer = application.submit(first_user + number, priority)
+        if answer.task_id:
+            accepted.append(answer)
+        else:
+            refused.append(f"user {first_user + number}: {answer.status or 'no answer'} {answer.detail}".strip())
+    return accepted, refused
+
+
+def follow(
+    rows: Rows, ids: Sequence[str], clock: Clock, deadline: float, seconds: float
+) -> tuple[dict[str, str], bool]:
+    """Wait up to ``seconds`` for canaries to end; returns their places, and whether all ended or the deadline came.
+
+    :param deadline: on the monotonic clock
+    """
+    until = min(deadline, clock.monotonic() + seconds)
+    while True:
+        seen = rows.look(list(ids))
+        places = {task_id: str(seen[task_id].place) if task_id in seen else "missing" for task_id in ids}
+        ended = all(p in (Place.FINISHED, Place.FAILED, Place.CANCELLED) for p in places.values())
+        if ended or clock.monotonic() >= deadline:
+            return places, True
+        if clock.monotonic() >= until:
+            return places, False
+        clock.wait(0.2)
+
+
+def one_active_per_user(application: Application, user: int) -> Check:
+    """Two submissions of one user at once: exactly one may be accepted."""
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: application.submit(user, ""), range(2)))
+    accepted = [answer for answer in answers if answer.task_id]
+    refused = [answer for answer in answers if answer.status in (409, 429)]
+    reading = (
+        f"of two at once {len(accepted)} accepted, {len(refused)} refused ({', '.join(str(a.status) for a in answers)})"
+    )
+    if len(accepted) == 1 and len(refused) == 1:
+        return Check.of("one active task per user", True, reading)
+    known = all(answer.status for answer in answers)
+    return Check.of(
+        "one active task per user", False if known else None, reading, "the constraint does not hold on this route."
+    )

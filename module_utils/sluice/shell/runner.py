@@ -1,0 +1,142 @@
+"""The boundary to Ansible: builds what a step needs, turns refusals into one message, and lets no secret out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ansible.module_utils import basic
+
+from ..adapters.factory import Settings, System
+from ..adapters.system_clock import SystemClock
+from ..core.errors import SluiceError
+from ..core.verdicts import Gate
+
+#: Seconds of work between two progress lines.
+SLICE_SECONDS = 8.0
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step was given: its options, and whether it may write."""
+
+    params: Mapping[str, Any]
+    check_mode: bool
+    secrets: tuple[str, ...] = ()
+
+    @cached_property
+    def system(self) -> System:
+        """The stores of this call. In check mode Redis is reached by a client that cannot write."""
+        return System(
+            Settings(
+                db_url=self.params["db_url"],
+                redis_url=self.params["redis_url"],
+                mapping=Path(self.params["mapping"]),
+                read_only=self.check_mode,
+                target_sql_accounts=tuple(self.params.get("target_sql_accounts") or ()),
+                target_redis_users=tuple(self.params.get("target_redis_users") or ()),
+                producer_redis_users=tuple(self.params.get("producer_redis_users") or ()),
+                mover=self.params.get("mover") or "",
+            )
+        )
+
+    @property
+    def clock(self) -> SystemClock:
+        """Time, for steps that touch no store."""
+        return SystemClock()
+
+    @property
+    def owner(self) -> str:
+        """The lease's owner."""
+        return str(self.params["owner"])
+
+
+Step = Callable[[Given], Result]
+
+
+def run(spec: Mapping[str, Any], step: Step, returns: Mapping[str, Any]) -> None:
+    """Run one step as an Ansible module.
+
+    :param returns: every key of the module's RETURN with its empty value; all are there on every exit, failures too
+    """
+    module = basic.AnsibleModule(argument_spec=dict(spec), supports_check_mode=True)
+    secrets = secret_parts(module.params, spec)
+    given = Given(module.params, module.check_mode, secrets)
+    try:
+        result = {**returns, **step(given)}
+    except SluiceError as error:
+        module.fail_json(**{**returns, "changed": False}, msg=redacted(str(error), secrets))
+        return
+    cursor = result.pop("cursor", None)
+    result = cleaned(result, secrets)
+    if cursor is not None:
+        if not module.params.get("sliced"):
+            module.fail_json(
+                **{**result, "msg": "the step is not finished: it works in slices, and its action plugin was not found. "
+                   "Next: run from the repository's root, so that ansible.cfg names plugins/action."}
+            )  # fmt: skip
+        result["cursor"] = cursor
+    if result.pop("failed_gate", False):
+        module.fail_json(msg=result.pop("msg", "a gate is closed"), **result)
+    module.exit_json(**result)
+
+
+def secret_parts(params: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every secret value, and the password inside each URL, plain and quoted: drivers repeat parts of what they got."""
+    found: set[str] = set()
+    for name, option in spec.items():
+        value = params.get(name)
+        if option.get("no_log") and isinstance(value, str) and value:
+            found.add(value)
+            password = urlsplit(value).password if "://" in value else None
+            if password:
+                found |= {password, unquote(password)}
+        elif option.get("no_log") and isinstance(value, Mapping):
+            found |= {str(v) for v in value.values() if v}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def redacted(text: str, secrets: tuple[str, ...]) -> str:
+    """Text without any secret, and without the user part of any URL."""
+    for secret in secrets:
+        if len(secret) > 3:
+            text = text.replace(secret, "********")
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1********@", text)
+
+
+def cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
+    """A result with every text redacted, made of plain data only."""
+    if isinstance(value, str):
+        return redacted(str(value), secrets)
+    if isinstance(value, Mapping):
+        return {str(k): cleaned(v, secrets) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleaned(v, secrets) for v in value]
+    return value
+
+
+def gate_result(gate: Gate, *, changed: bool) -> Result:
+    """A gate as a module returns it; a closed one fails the task with one message."""
+    checks = [
+        {"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step}
+        for c in gate.checks
+    ]
+    result: Result = {"changed": changed, "verdict": gate.verdict.value, "checks": checks, "lines": gate_lines(gate)}
+    if not gate.open:
+        result |= {"failed_gate": True, "msg": gate.explain()}
+    return result
+
+
+def gate_lines(gate: Gate) -> list[str]:
+    """A gate as aligned lines."""
+    if not gate.checks:
+        return [f"{gate.name}: nothing was checked"]
+    width = max(len(c.name) for c in gate.checks)
+    return [f"{c.verdict.value:<8} {c.name:<{width}}  {c.reading}" for c in gate.checks]

@@ -1,0 +1,383 @@
+"""The steps of the change window: route, workers, drain, fence, transfer, verify."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...adapters.factory import supervisor
+from ...core.errors import StoreError
+from ...core.phases import Phase
+from ...core.tasks import Place
+from ...core.verdicts import Check, Gate, Verdict
+from ...ports.surroundings import WorkerProcess
+from ...services import drain as drains
+from ...services import fence as fences
+from ...services import route as routes
+from ...services import run as runs
+from ...services.transfer import Pace, Transfer
+from ...services.verify import Verification, balance_gate, rules_of
+from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+
+#: A held reason that names why nobody can know.
+LEFTOVER = "leased at the source when its claimers were fenced: whether it ran is unknown"
+UNPROVED = "head of the claim order when an unguarded claimer ended without proof: whether it ran is unknown"
+
+
+def route(given: Given) -> Result:
+    """Set the share of new submissions that go to the target, behind a barrier; and whether legacy polling is on."""
+    system, share, polling = given.system, given.params["share"], given.params["polling"]
+    before = system.router().read()
+    wanted = {
+        "share": share if share is not None else before.share,
+        "polling": before.polling if polling is None else polling,
+    }
+    now = {"share": before.share, "polling": before.polling}
+    described: Result = {"before": now, "after": wanted, "diff": {"before": now, "after": wanted}}
+    if given.check_mode:
+        line = (
+            f"route would change from {before.share} % to {wanted['share']} %"
+            if now != wanted
+            else "route is as wanted"
+        )
+        return {**described, "changed": now != wanted, "verdict": "unknown", "checks": [], "lines": [line]}
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.PREPARED, step="changing the route")
+    if not system.ledger.events(run.id, "measure", "initial route"):
+        system.ledger.record(lease, "measure", "initial route", "", {"share": before.share, "polling": before.polling})
+    gates = []
+    router = system.router(waiting=lambda _left: system.ledger.renew(lease, runs.LEASE_SECONDS))
+    if share is not None:
+        gates.append(runs.record_gate(system.ledger, lease, routes.change_share(router, lease, share)))
+    if polling is not None and system.mapping.route.polling:
+        gates.append(runs.record_gate(system.ledger, lease, routes.change_polling(router, lease, polling)))
+    elif polling is not None:
+        reading = "the mapping names no polling switch; the claimers' processes and the fence decide"
+        gates.append(runs.record_gate(system.ledger, lease, Gate("polling", (Check.of("polling", True, reading),))))
+    gate = Gate("route", tuple(check for one in gates for check in one.checks))
+    return {**described, **gate_result(gate, changed=now != wanted)}
+
+
+def workers(given: Given) -> Result:
+    """Start, drain, or reload the worker processes of one host's group. Touches no store."""
+    params = given.params
+    host = params["host_label"] or socket.gethostname()
+    keeper = supervisor(
+        params["supervisor"], socket=params["socket"], units={params["group"]: params["units"]}, host=host
+    )
+    found = keeper.list(params["group"])
+    state = params["state"]
+    running = [p for p in found if p.alive]
+    if given.check_mode or state == "listed":
+        would = {"started": len(running) < len(found), "drained": bool(running), "reloaded": True}.get(state, False)
+        return {
+            "changed": would and state != "listed",
+            "processes": [_process(p) for p in found],
+            "lines": [_process_line(p) for p in found],
+        }
+    if state == "reloaded":
+        changed = keeper.reload(params["group"])
+        after = keeper.list(params["group"])
+    elif state == "started":
+        changed = keeper.start(params["group"])
+        after = keeper.list(params["group"])
+    else:
+        return _drained(given, keeper, bool(running))
+    return {"changed": changed, "processes": [_process(p) for p in after], "lines": [_process_line(p) for p in after]}
+
+
+def _drained(given: Given, keeper: Any, running: bool) -> Result:
+    clock, cursor = given.clock, given.params["cursor"]
+    until = float(cursor.get("until", time.time() + given.params["deadline"]))
+    changed = bool(cursor.get("changed", running))
+    outcome = drains.drain(dict, [keeper], given.params["group"], clock, deadline=until, slice_seconds=SLICE_SECONDS)
+    result: Result = {
+        "changed": changed,
+        "processes": [_process(p) for p in keeper.list(given.params["group"])],
+        "killed": [_process(p) for p in outcome.killed],
+        "unproved": [_process(p) for p in outcome.unproved],
+    }
+    if not outcome.done:
+        line = (
+            f"{given.params['group']}: {len(outcome.running)} still at work, at most {until - time.time():.0f} s more"
+        )
+        return {**result, "lines": [line], "cursor": {"until": until, "changed": changed}}
+    if outcome.unreachable or outcome.running:
+        raise StoreError(
+            f"not drained: {'; '.join(outcome.unreachable) or _names([_process(p) for p in outcome.running])}.",
+            where=given.params["host_label"],
+            next_step="unreachable is not dead: make the supervisor answer, then run the same command again.",
+        )
+    lines = [_process_line(p) for p in keeper.list(given.params["group"])]
+    lines += [f"had to be killed: {p.name} (pid {p.pid})" for p in outcome.killed]
+    return {**result, "lines": lines}
+
+
+def _process(process: WorkerProcess) -> Result:
+    return {
+        "name": process.name, "host": process.host, "pid": process.pid, "state": process.state, "exit": process.exit,
+    }  # fmt: skip
+
+
+def _process_line(process: WorkerProcess) -> str:
+    return f"{process.host}  {process.name:<24} {process.state.lower():<10} pid {process.pid or '-'}"
+
+
+def workers_gate(given: Given) -> Result:
+    """Record that the target's workers run and are heard of in the target: live, on every queue."""
+    system = given.system
+    checks = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
+    gate = Gate("workers", tuple(checks))
+    if given.check_mode:
+        return {**gate_result(gate, changed=False), "failed_gate": False}
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.PREPARED, step="judging the target's workers")
+    return gate_result(runs.record_gate(system.ledger, lease, gate), changed=False)
+
+
+def drain(given: Given) -> Result:
+    """Wait until no row is leased at the source, to a deadline; what is left, and who ended without proof, is recorded."""
+    system, params = given.system, given.params
+    if given.check_mode:
+        leased = _leased(system.source.counts())
+        return {
+            "changed": False,
+            "verdict": "unknown",
+            "checks": [],
+            "leased": leased,
+            "lines": [f"{leased} tasks run now; not reached"],
+        }
+    cursor = params["cursor"]
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.ROUTED, before=Phase.TRANSFERRED, step="draining the source")
+    until = float(cursor.get("until", time.time() + params["deadline"]))
+    end = system.clock.monotonic() + SLICE_SECONDS
+    while True:
+        leased = _leased(system.source.counts())
+        if not leased or time.time() >= until or system.clock.monotonic() >= end:
+            break
+        system.clock.wait(0.5)
+    if leased and time.time() < until:
+        line = f"{leased} tasks still run at the source, at most {until - time.time():.0f} s more"
+        return {"changed": False, "leased": leased, "lines": [line], "cursor": {"until": until}}
+    left = list(system.source.ids_at(Place.LEASED, limit=20)) if leased else []
+    unproved = params["unproved"]
+    unguarded = {c.name for c in system.mapping.source.claimers if not c.guarded}
+    system.ledger.record(
+        lease,
+        "measure",
+        "leftovers",
+        "",
+        {"leased": leased, "ids": left, "unproved": unproved, "unguarded": sorted(unguarded)},
+    )
+    checks = [
+        Check.of(
+            "running tasks",
+            True,
+            f"{leased} left at the deadline: {', '.join(left)}; held after the fence" if leased else "0 left",
+        ),
+        Check.of(
+            "claimers ended",
+            True,
+            f"{len(unproved)} without proof: {_names(unproved)}" if unproved else "all by themselves",
+        ),
+    ]
+    gate = runs.record_gate(system.ledger, lease, Gate("drain", tuple(checks)))
+    return {**gate_result(gate, changed=False), "leased": leased}
+
+
+def _names(processes: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{p.get('host', '')}:{p.get('name', '')}" for p in processes[:6])
+
+
+def _leased(counts: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(places.get(Place.LEASED.value, 0) for places in counts.values())
+
+
+def fence(given: Given) -> Result:
+    """Close the source's fence, prove it, and hold what nobody can know: leftovers and the head of unguarded claimers."""
+    system = given.system
+    closed = system.source_fence()
+    if given.check_mode:
+        gate = fences.ability_of([closed], "source")
+        return {**gate_result(gate, changed=True), "failed_gate": False}
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.ROUTED, before=Phase.CLEANED, step="fencing the source")
+    before = fences.prove_side([closed], "source")
+    gate = before if before.open else fences.close_side([closed], lease, "source")
+    runs.record_gate(system.ledger, lease, gate)
+    held = 0
+    if gate.open:
+        held = _hold_unknown(given, run.id, lease)
+        if not before.open:
+            system.ledger.record(lease, "measure", "departed at the fence", "", {"ids": system.source.departed(run.id)})
+    result = gate_result(gate, changed=not before.open or held > 0)
+    if held:
+        result["lines"] = [*result["lines"], f"held {held} tasks whose state nobody can know"]
+    return {**result, "held": held}
+
+
+def _hold_unknown(given: Given, run_id: str, lease: Any) -> int:
+    system = given.system
+    held = 0
+    while leased := system.source.ids_at(Place.LEASED, limit=1000):
+        held += system.source.hold(lease, leased, LEFTOVER)
+    leftovers = system.ledger.events(run_id, "measure", "leftovers")
+    unguarded = [c for c in system.mapping.source.claimers if not c.guarded]
+    already = system.ledger.events(run_id, "measure", "head held")
+    if leftovers and unguarded and not already:
+        unproved = leftovers[-1].detail.get("unproved", [])
+        number = len(unproved) if isinstance(unproved, list) else 0
+        head = system.source.head(number) if number else []
+        held += system.source.hold(lease, head, UNPROVED)
+        system.ledger.record(lease, "measure", "head held", "", {"ids": list(head)})
+    return held
+
+
+def transfer(given: Given) -> Result:
+    """Move for one slice. The lease, the phase and the fence are proved in this slice, by this module."""
+    system, params = given.system, given.params
+    cursor: dict[str, Any] = dict(params["cursor"])
+    if given.check_mode:
+        counts = system.source.counts()
+        waiting = sum(p.get("ready", 0) + p.get("delayed", 0) for p in counts.values())
+        return {
+            "changed": waiting > 0,
+            "verdict": "unknown",
+            "checks": [],
+            "lines": [f"{waiting} tasks would be moved; not reached"],
+        }
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.FENCED, step="the transfer")
+    system.target.stamp(lease)
+    _same_server(given, run.id, lease)
+    fence_now = system.source_fence()
+    work = Transfer(
+        system.source,
+        system.target,
+        system.ledger,
+        system.clock,
+        prove_fence=lambda: fences.prove_side([fence_now], "source"),
+        custody_in_row=rules_of(system.mapping).custody_in_row,
+        pace=Pace(batch=params["batch"], rate=float(params["rate"]), lease_seconds=runs.LEASE_SECONDS),
+    )
+    total = int(cursor.get("total", 0)) or _waiting(system.source.counts())
+    moved = work.slice(lease, SLICE_SECONDS)
+    done = int(cursor.get("done", 0)) + moved.moved
+    held = int(cursor.get("held", 0)) + moved.held
+    seconds = float(cursor.get("seconds", 0.0)) + moved.seconds
+    facts: Result = {
+        "moved": done,
+        "held": held,
+        "lost": int(cursor.get("lost", 0)) + moved.lost,
+        "seconds": round(seconds, 1),
+    }
+    if moved.stopped:
+        check = Check(
+            "stop flag",
+            Verdict.FAILED,
+            f"an operator asked to stop after {done} tasks",
+            "run the same command to go on.",
+        )
+        return {**gate_result(Gate("transfer", (check,)), changed=done > 0), **facts}
+    if not moved.done:
+        rate = done / seconds if seconds else 0.0
+        left = max(0, total - done - held)
+        line = f"moved {done:,} of {max(total, done):,}, {rate:,.0f} tasks/s, {left / rate if rate else 0:.0f} s left"
+        return {
+            "changed": True, **facts, "lines": [line],
+            "cursor": {"total": total, "done": done, "held": held, "lost": facts["lost"], "seconds": seconds},
+        }  # fmt: skip
+    left = _waiting(system.source.counts())
+    gate = Gate(
+        "transfer", (Check.of("source is empty", left == 0, f"{left} ready or delayed", "run the same command again."),)
+    )
+    runs.record_gate(system.ledger, lease, gate)
+    system.ledger.record(lease, "measure", "transfer", "", facts)
+    result = gate_result(gate, changed=done + held + moved.reactivated > 0)
+    rate = done / seconds if seconds else 0.0
+    result["lines"] = [
+        f"moved {done:,} tasks in {seconds:.1f} s ({rate:,.0f}/s), held {held}, cancelled meanwhile {facts['lost']}"
+    ]
+    return {**result, **facts}
+
+
+def _same_server(given: Given, run_id: str, lease: Any) -> None:
+    """Another run id of the Redis server means a restart: noted, and the balance decides what it cost."""
+    system = given.system
+    server = system.target.run_id_of_server()
+    seen = system.ledger.events(run_id, "measure", "redis server")
+    if not seen or seen[-1].detail.get("run_id") != server:
+        system.ledger.record(lease, "measure", "redis server", "", {"run_id": server, "restarts": len(seen)})
+
+
+def _waiting(counts: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(p.get(Place.READY.value, 0) + p.get(Place.DELAYED.value, 0) for p in counts.values())
+
+
+def verify(given: Given) -> Result:
+    """Take the balance by identity; prove that what was activated is on disk."""
+    system = given.system
+    checking = given.check_mode
+    run = system.ledger.open_run()
+    if checking and run is None:
+        return {"changed": False, "verdict": "unknown", "checks": [], "lines": ["balance not reached: no run is open"]}
+    if checking:
+        run_id, lease = run.id if run else "", None
+    else:
+        opened, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+        runs.require(opened, Phase.TRANSFERRED, step="the balance")
+        run_id = opened.id
+    stamp = system.target.read_stamp()[0]
+    checks = []
+    generation = run.generation if run else ""
+    checks.append(
+        Check.of(
+            "stamp of the run",
+            stamp == generation,
+            "present in Redis"
+            if stamp == generation
+            else "missing or different in Redis: it was emptied, restored or replaced",
+            "run playbooks/recover.yml: it places again what the witness shows unstarted.",
+        )
+    )
+    begun = system.clock.monotonic()
+    verified = Verification(system.source, system.target, system.ledger, system.clock, system.mapping, run_id).balance()
+    seconds = system.clock.monotonic() - begun
+    gate = balance_gate(verified, left_at_source=_waiting(system.source.counts()))
+    fenced = system.ledger.events(run_id, "measure", "departed at the fence")
+    if fenced:
+        gone, before = system.source.departed(run_id), int(str(fenced[-1].detail["ids"]))
+        reading = f"{gone} ids of the baseline without a row, {before} when the source was fenced"
+        checks.append(
+            Check.of("nothing departs behind the fence", gone <= before, reading, "find out who deletes rows.")
+        )
+    gate = Gate("balance", (*checks, *gate.checks))
+    terms = {term.value: number for term, number in verified.balance.terms.items()}
+    facts: Result = {
+        "known": verified.balance.known,
+        "terms": terms,
+        "faults": [{"id": f.id, "fault": f.fault} for f in verified.balance.faults],
+        "fault_count": verified.balance.fault_count,
+        "seconds": round(seconds, 1),
+    }
+    if lease is None:
+        return {**gate_result(gate, changed=False), **facts, "failed_gate": False}
+    runs.record_gate(system.ledger, lease, gate)
+    system.ledger.record(lease, "measure", "balance", gate.verdict.value, facts)
+    durable = Gate("durable", (Check.of("on disk", True, system.target.durable()),))
+    runs.record_gate(system.ledger, lease, durable)
+    result = gate_result(gate, changed=False)
+    result["lines"] = [*balance_lines(facts), *gate_lines(durable)]
+    return {**result, **facts}
+
+
+def balance_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The conservation equation as an aligned table."""
+    lines = [f"{'known':<12}{facts['known']:>12,}"]
+    lines += [f"  {term:<10}{number:>12,}" for term, number in facts["terms"].items() if number]
+    lines.append(f"{'at fault':<12}{facts['fault_count']:>12,}")
+    lines += [f"  {fault['id']}  {fault['fault']}" for fault in facts["faults"][:20]]
+    return lines

@@ -1,0 +1,228 @@
+"""Open or resume a run and take its lease; enter a phase; undo; give the lease up."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from datetime import UTC, datetime
+
+from ...adapters.factory import System
+from ...core.errors import RunConflict
+from ...core.phases import Phase, reached
+from ...core.tasks import Lease
+from ...core.verdicts import Check, Gate, Verdict
+from ...ports.ledger import Run
+from ...services import fence as fences
+from ...services import run as runs
+from ...services.transfer import abort
+from ..runner import Given, Result, gate_lines
+
+
+def act(given: Given) -> Result:
+    """The module `queue_run`: its option `state` chooses."""
+    match given.params["state"]:
+        case "opened":
+            return opened(given)
+        case "advanced":
+            return advanced(given)
+        case "undone":
+            return undone(given)
+        case _:
+            return released(given)
+
+
+def _described(system: System, owner: str) -> Result:
+    found = runs.standing(system.ledger)
+    run = found.run
+    return {
+        "run_id": run.id if run else "",
+        "phase": run.phase.value if run else "none",
+        "direction": run.direction if run else "",
+        "opened_at": run.opened_at.isoformat(timespec="seconds") if run else "",
+        "past_return": bool(run and run.point_of_no_return_at),
+        "todo": dict(found.todo),
+        "owner": owner,
+    }
+
+
+def opened(given: Given) -> Result:
+    """Open a run or resume it. A foreign lease is waited for, visibly, at most half a minute."""
+    system, params = given.system, given.params
+    owner = params["owner"] or f"{getpass.getuser()}@{socket.gethostname()}:{os.urandom(4).hex()}"
+    if given.check_mode:
+        now = _described(system, owner)
+        return {**now, "changed": now["phase"] == "none", "lines": _lines(now, check=True)}
+    before = system.ledger.open_run()
+    _refuse_restored(system, before)
+    installed = system.ledger.install()
+    run = runs.open_run(
+        system.ledger,
+        system.mapping,
+        system.clock,
+        direction=params["direction"],
+        operator=params["operator"] or owner,
+        plan_digest=params["plan_digest"],
+    )
+    cursor = params["cursor"]
+    holder, remaining = runs.foreign_wait(system.ledger, owner)
+    if holder:
+        waited = time.time() - float(cursor.get("since", time.time()))
+        if waited >= runs.LEASE_WAIT:
+            raise RunConflict(
+                f"'{holder}' holds the lease and renews it: another run is at work.",
+                where="ledger",
+                next_step="wait for it to end, or look at playbooks/status.yml.",
+            )
+        system.clock.wait(min(remaining + 0.2, 5.0))
+        return {
+            **_described(system, cursor.get("owner", owner)),
+            "changed": False,
+            "lines": [
+                f"waiting for the lease of '{holder}' ({remaining:.0f} s left of it, at most {runs.LEASE_WAIT:.0f} s)"
+            ],
+            "cursor": {"since": float(cursor.get("since", time.time())), "owner": cursor.get("owner", owner)},
+        }
+    owner = cursor.get("owner", owner)
+    lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
+    stragglers = _reopen_for_stragglers(system, run, lease)
+    result = _described(system, owner)
+    lines = _lines(result, resumed=before is not None) + stragglers
+    return {**result, "changed": installed or before is None or bool(stragglers), "lines": lines}
+
+
+def _reopen_for_stragglers(system: System, run: Run, lease: Lease) -> list[str]:
+    """A task that came to the side that was left, after it was emptied, reopens the transfer."""
+    if not reached(run.phase, Phase.TRANSFERRED):
+        return []
+    left = sum(p.get("ready", 0) + p.get("delayed", 0) + p.get("claimed", 0) for p in system.source.counts().values())
+    left -= sum(
+        1 for entry in system.source.look([h.id for h in system.ledger.held()]).values() if entry.place == "claimed"
+    )
+    if left <= 0:
+        return []
+    gate = Gate("stragglers", (Check("found", Verdict.PASSED, f"{left} at the source, which was empty"),))
+    system.ledger.set_phase(lease, Phase.FENCED, gate)
+    return [f"{left} stragglers at the source: the transfer is open again"]
+
+
+def _refuse_restored(system: System, run: Run | None) -> None:
+    """A ledger whose token is older than its mirror in the target was restored from a backup."""
+    stamp, mirrored, _ = system.target.read_stamp()
+    state = system.ledger.lease_state()
+    generation = run.generation if run else ""
+    if stamp == generation and state is not None and mirrored > state.token:
+        raise RunConflict(
+            f"the ledger's token {state.token} is older than its mirror {mirrored} in Redis: the database was restored "
+            "from a backup while Redis lived on.",
+            where="ledger",
+            next_step="restore both to one moment, or decide by hand; playbooks/status.yml shows what each side has.",
+        )
+    if stamp and stamp != generation:
+        raise RunConflict(
+            "Redis carries the stamp of another run that this ledger does not have open: the database was restored, "
+            "or that run was never cleaned up.",
+            where="Redis",
+            next_step="look at playbooks/status.yml; playbooks/cleanup.yml removes the stamp of an ended run.",
+        )
+
+
+def _lines(result: Result, *, check: bool = False, resumed: bool = False) -> list[str]:
+    if result["phase"] == "none":
+        return ["no run is open; one would be opened" if check else "no run is open"]
+    word = "would be resumed" if check else "resumed" if resumed else "opened"
+    return [f"run {result['run_id']} {word}; it stands at '{result['phase']}'"]
+
+
+def advanced(given: Given) -> Result:
+    """Enter a phase when every gate it needs stands as passed in the ledger."""
+    system = given.system
+    wanted = Phase(given.params["phase"])
+    if given.check_mode:
+        return {
+            **_described(system, given.owner),
+            "changed": True,
+            "lines": [f"'{wanted}' not reached: its gates are read then"],
+        }
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    if run.phase is wanted:
+        return {
+            **_described(system, given.owner),
+            "changed": False,
+            "lines": [f"run {run.id} already stands at '{wanted}'"],
+        }
+    gate = runs.advance(system.ledger, lease, run, wanted, system.clock, given.params["override"])
+    return {
+        **_described(system, given.owner),
+        "changed": True,
+        "lines": [f"run {run.id} has reached '{wanted}'", *gate_lines(gate)],
+    }
+
+
+def undone(given: Given) -> Result:
+    """Take a run back before its point of no return; after it, say so and change nothing."""
+    system = given.system
+    reason = given.params["reason"] or "asked for by the operator"
+    run = system.ledger.open_run()
+    if run is None:
+        return {**_described(system, given.owner), "changed": False, "lines": ["no run is open: nothing to take back"]}
+    if not runs.may_undo(run):
+        when = f" at {run.point_of_no_return_at:%H:%M:%S} UTC" if run.point_of_no_return_at else ""
+        return {
+            **_described(system, given.owner),
+            "changed": False,
+            "undone": False,
+            "lines": [f"run {run.id} passed its point of no return{when}: run the same command again to finish it"],
+        }
+    if given.check_mode:
+        return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    initial = next((e for e in system.ledger.events(run.id, "measure", "initial route")), None)
+    share = int(str(initial.detail["share"])) if initial else 0
+
+    def route_back() -> str:
+        if system.mapping.route.kind != "sql_row":
+            return "the mapping names no route"
+        system.router().set_share(lease, share)
+        if system.mapping.route.polling:
+            system.router().set_polling(lease, True)
+        return f"new submissions to the target: {share} %, polling on"
+
+    def holds_back() -> str:
+        back, stages = abort(system.source, system.target, lease)
+        return f"{back} claimed tasks put back, {stages} stages deleted"
+
+    def lift() -> str:
+        return "lifted" if fences.lift_side([system.source_fence()], lease) else "was not closed"
+
+    def open_intake() -> str:
+        intake = system.intake()
+        if intake is None:
+            return "the mapping names none"
+        return "opened" if intake.set_open(lease, True, 0) else "was open"
+
+    def unstamp() -> str:
+        return f"{system.target.clear_stamp()} keys of ours removed from the target"
+
+    done = runs.undo(
+        system.ledger,
+        lease,
+        run,
+        reason,
+        [("route", route_back), ("tasks", holds_back), ("fence", lift), ("intake", open_intake), ("stamp", unstamp)],
+    )
+    system.ledger.give_up(lease)
+    described = _described(system, given.owner)
+    lines = [f"run {run.id} was taken back at {datetime.now(UTC):%H:%M:%S} UTC: {reason}", *done]
+    return {**described, "changed": True, "undone": True, "run_id": run.id, "phase": "aborted", "lines": lines}
+
+
+def released(given: Given) -> Result:
+    """Give the lease up at the end of a command, so that the next one need not wait."""
+    system = given.system
+    if given.check_mode or system.ledger.open_run() is None:
+        return {**_described(system, given.owner), "changed": False, "lines": []}
+    _, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    system.ledger.give_up(lease)
+    return {**_described(system, given.owner), "changed": False, "lines": ["lease given up"]}

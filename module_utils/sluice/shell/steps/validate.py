@@ -1,0 +1,228 @@
+"""Validation of what is in service now: intake, soak in hybrid, canaries, latency, user constraint, observation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ...adapters.http_application import CanaryForm, HttpApplication, parse_form
+from ...core.errors import SluiceError
+from ...core.phases import Phase
+from ...core.tasks import Place
+from ...core.verdicts import Check, Gate, Verdict
+from ...services import canary as canaries
+from ...services import run as runs
+from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+
+
+def intake(given: Given) -> Result:
+    """Read, open, or pause intake; a pause always has a deadline inside the application."""
+    system, params = given.system, given.params
+    port = system.intake()
+    if port is None:
+        check = Check(
+            "intake", Verdict.UNKNOWN, "the mapping does not say where intake is kept", "see docs/mapping.md, 'intake'."
+        )
+        return {**gate_result(Gate("intake", (check,)), changed=False), "open": False}
+    before = port.read()
+    wanted = {"open": True, "paused": False}.get(params["state"], before.open)
+    if given.check_mode:
+        return {
+            "changed": before.open != wanted, "open": before.open, "verdict": "unknown", "checks": [],
+            "lines": [f"intake is {'open' if before.open else 'paused'}"],
+            "diff": {"before": {"open": before.open}, "after": {"open": wanted}},
+        }  # fmt: skip
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    changed = False
+    if params["state"] != "read":
+        changed = port.set_open(lease, wanted, float(params["seconds"]))
+    now = port.read()
+    reading = "open" if now.open else f"paused, reopens by itself in {now.remaining or 0:.0f} s"
+    right = now.open if params["state"] == "read" else now.open == wanted
+    gate = Gate(
+        "intake", (Check.of("intake", right, reading, "run playbooks/status.yml; a pause ends at its deadline."),)
+    )
+    runs.record_gate(system.ledger, lease, gate)
+    diff = {"before": {"open": before.open}, "after": {"open": now.open}}
+    return {**gate_result(gate, changed=changed), "open": now.open, "diff": diff, "run_id": run.id}
+
+
+def application_of(given: Given) -> tuple[HttpApplication, CanaryForm, int]:
+    """The application, the form of its canaries, and the first of a hundred canary users that are free.
+
+    No earlier try of the last day used these users: an old canary may still be active.
+    """
+    form = parse_form(given.params["canary"])
+    if form is None:
+        raise SluiceError(
+            "no canary is described, so nothing can be measured.",
+            where="queue_canary",
+            next_step="set queue_canary in the inventory.",
+        )
+    return HttpApplication(form), form, form.first_user + int(time.time()) % 86_400 * 100
+
+
+def soak(given: Given) -> Result:
+    """Watch both sides under a share: canaries finish on both, nothing grows old, no task is in two places."""
+    system, params = given.system, given.params
+    if given.check_mode:
+        return {
+            "changed": False,
+            "verdict": "unknown",
+            "checks": [],
+            "lines": [f"soak of {params['seconds']} s not reached"],
+        }
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.PREPARED, step="the soak")
+    application, form, first = application_of(given)
+    cursor: dict[str, Any] = dict(params["cursor"])
+    now = time.time()
+    if not cursor:
+        answers, refused = canaries.submit(application, first, max(20, params["sample_min"]), form.priorities)
+        cursor = {
+            "until": now + params["seconds"], "ids": [a.task_id for a in answers], "refused": refused,
+            "times": [a.seconds for a in answers], "begun": now,
+        }  # fmt: skip
+    deadline = system.clock.monotonic() + max(0.0, cursor["until"] - now) + 30
+    places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS)
+    left = cursor["until"] - time.time()
+    if not over or left > 0:
+        if over:
+            system.clock.wait(min(left, SLICE_SECONDS))
+        ended = sum(p == Place.FINISHED for p in places.values())
+        line = f"soak at {params['share']} %: {ended} of {len(places)} canaries finished, {max(0.0, left):.0f} s left"
+        if time.time() < cursor["until"] or not over:
+            return {"changed": True, "lines": [line], "cursor": cursor}
+    unfinished = [f"{i} {p}" for i, p in places.items() if p != Place.FINISHED]
+    sides = system.target.sides(cursor["ids"])
+    measured = canaries.latency_of(cursor["times"])
+    wanted_both = 0 < params["share"] < 100
+    both = bool(sides.get("source")) and bool(sides.get("target"))
+    checks = [
+        Check.of("canaries finish", not unfinished and len(places) >= params["sample_min"],
+                 f"{len(places) - len(unfinished)} of {len(places)} finished, {len(cursor['refused'])} refused", "look at the workers of both sides."),
+        Check.of("both sides progress", both if wanted_both else True,
+                 f"source {sides.get('source', 0)}, target {sides.get('target', 0)} of the canaries", "look at the side without any."),
+    ]  # fmt: skip
+    checks.append(
+        Check.of("submission latency", measured is not None,
+                 f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms" if measured else "nothing measured")
+    )  # fmt: skip
+    gate = runs.record_gate(system.ledger, lease, Gate("soak", tuple(checks)))
+    return gate_result(gate, changed=True)
+
+
+def validate(given: Given) -> Result:
+    """Each success criterion gets a value: canaries, latency against the baseline, the user constraint, observation."""
+    system, params = given.system, given.params
+    if given.check_mode:
+        return {
+            "changed": False,
+            "verdict": "unknown",
+            "checks": [],
+            "criteria": [],
+            "lines": ["validation not reached"],
+        }
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    runs.require(run, Phase.VERIFIED, step="validation")
+    application, form, first = application_of(given)
+    cursor: dict[str, Any] = dict(params["cursor"])
+    if not cursor:
+        answers, refused = canaries.submit(application, first, max(20, 4 * len(form.priorities)), form.priorities)
+        cursor = {
+            "until": time.time() + params["deadline"], "ids": [a.task_id for a in answers], "refused": refused,
+            "times": [a.seconds for a in answers], "step": "canaries", "begun": time.time(),
+        }  # fmt: skip
+    if cursor["step"] == "canaries":
+        deadline = system.clock.monotonic() + max(0.0, cursor["until"] - time.time())
+        places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS)
+        if not over:
+            ended = sum(p == Place.FINISHED for p in places.values())
+            return {"changed": True, "lines": [f"canaries: {ended} of {len(places)} finished"], "cursor": cursor}
+        cursor |= {"step": "observation", "places": places, "took": time.time() - cursor["begun"],
+                   "observe_until": time.time() + params["observation_seconds"], "queues": _waiting_at_target(system)}  # fmt: skip
+    left = cursor["observe_until"] - time.time()
+    if left > 0:
+        system.clock.wait(min(left, SLICE_SECONDS))
+        if cursor["observe_until"] > time.time():
+            return {
+                "changed": True,
+                "lines": [f"observing, {cursor['observe_until'] - time.time():.0f} s left"],
+                "cursor": cursor,
+            }
+    gates = [
+        Gate("canaries", (_canaries_finished(cursor),)),
+        Gate("latency", (_latency(given, run.id, cursor),)),
+        Gate("user constraint", (_constraint(given, application, first + 90),)),
+        Gate("observation", tuple(_observed(given, cursor))),
+    ]
+    for gate in gates:
+        runs.record_gate(system.ledger, lease, gate)
+    whole = Gate("validation", tuple(check for gate in gates for check in gate.checks))
+    criteria = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
+    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": criteria})
+    return {**gate_result(whole, changed=True), "criteria": criteria, "lines": gate_lines(whole)}
+
+
+def _waiting_at_target(system: Any) -> int:
+    return sum(system.target.depths().values())
+
+
+def _canaries_finished(cursor: dict[str, Any]) -> Check:
+    places = cursor["places"]
+    bad = [f"{task_id} {place}" for task_id, place in places.items() if place != Place.FINISHED]
+    reading = f"{len(places) - len(bad)} of {len(places)} finished in {cursor['took']:.1f} s, {len(cursor['refused'])} refused"
+    if bad or cursor["refused"]:
+        reading += f": {'; '.join([*bad, *cursor['refused']][:3])}"
+    return Check.of(
+        "canaries finish", bool(places) and not bad and not cursor["refused"], reading, "look at the target's workers."
+    )
+
+
+def _latency(given: Given, run_id: str, cursor: dict[str, Any]) -> Check:
+    measured = canaries.latency_of(cursor["times"])
+    if measured is None:
+        return Check.of("submission latency", None, "nothing measured", "look at why no canary was accepted.")
+    base = given.system.ledger.events(run_id, "measure", "latency baseline")
+    reading = f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms over {measured.samples}"
+    if not base:
+        return Check.of("submission latency", True, f"{reading}; no baseline, so reported and not gated")
+    before = float(str(base[-1].detail["p95"]))
+    limit = max(before * given.params["latency_factor"], float(given.params["latency_floor_ms"]))
+    return Check.of(
+        "submission latency",
+        measured.p95 <= limit,
+        f"{reading}; baseline p95 {before:.0f}, limit {limit:.0f} ms",
+        "look at the application and Redis before going on.",
+    )
+
+
+def _constraint(given: Given, application: HttpApplication, user: int) -> Check:
+    if not given.system.mapping.user_constraint:
+        return Check.of("one active task per user", True, "the mapping states no such constraint")
+    return canaries.one_active_per_user(application, user)
+
+
+def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
+    """After the observation time: nothing ready at the side that was left, workers alive, the backlog not growing."""
+    system = given.system
+    counts = system.source.counts()
+    left = sum(p.get("ready", 0) + p.get("delayed", 0) for p in counts.values())
+    waiting, before = _waiting_at_target(system), int(cursor["queues"])
+    checks = [
+        Check.of(
+            "source stays empty",
+            left == 0,
+            f"{left} ready or delayed",
+            "run playbooks/migrate.yml again: it moves stragglers.",
+        ),
+        *system.target.worker_checks(system.clock.now(), 1),
+        Check.of(
+            "backlog",
+            True,
+            f"{waiting} waiting, {before} at the start of {given.params['observation_seconds']} s of observation",
+        ),
+    ]
+    failed = sum(p.get("failed", 0) for p in counts.values())
+    checks.append(Check.of("failed tasks", True, f"{failed} in all"))
+    return checks

@@ -1,0 +1,63 @@
+"""The transition table: each arrow there is, and each that is absent."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from ansible.module_utils.sluice.core.errors import RunConflict
+from ansible.module_utils.sluice.core.phases import ENDED, FORWARD, TRANSITIONS, Phase, reached, require_transition
+
+# Written out anew, so that the table cannot agree with itself.
+LEGAL = {
+    ("opened", "prepared"), ("opened", "aborted"),
+    ("prepared", "hybrid"), ("prepared", "routed"), ("prepared", "aborted"),
+    ("hybrid", "routed"), ("hybrid", "aborted"),
+    ("routed", "fenced"), ("routed", "hybrid"), ("routed", "aborted"),
+    ("fenced", "transferred"), ("fenced", "aborted"),
+    ("transferred", "verified"), ("transferred", "fenced"), ("transferred", "rolled_back"),
+    ("verified", "validated"), ("verified", "fenced"), ("verified", "rolled_back"),
+    ("validated", "cleaned"), ("validated", "fenced"), ("validated", "rolled_back"),
+}  # fmt: skip
+PAIRS = list(itertools.product(Phase, Phase))
+ABSENT = [(current, wanted) for current, wanted in PAIRS if (str(current), str(wanted)) not in LEGAL]
+
+
+def test_the_table_speaks_of_every_phase() -> None:
+    assert set(TRANSITIONS) == set(Phase)
+    assert len(LEGAL) + len(ABSENT) == len(Phase) ** 2
+
+
+@pytest.mark.parametrize(("current", "wanted"), sorted(LEGAL))
+def test_a_legal_arrow_is_taken(current: str, wanted: str) -> None:
+    require_transition(Phase(current), Phase(wanted))
+
+
+@pytest.mark.parametrize(("current", "wanted"), ABSENT)
+def test_an_absent_arrow_is_refused_and_the_legal_ones_are_named(current: Phase, wanted: Phase) -> None:
+    with pytest.raises(RunConflict) as caught:
+        require_transition(current, wanted)
+    assert f"stands at '{current}' cannot go to '{wanted}'" in caught.value.what
+    named = {target for origin, target in LEGAL if origin == current} or {"nothing: the run has ended"}
+    assert all(word in caught.value.next_step for word in named)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_exactly_the_ended_phases_lead_nowhere(phase: Phase) -> None:
+    assert (not TRANSITIONS[phase]) == (phase in ENDED)
+
+
+def test_each_step_of_a_forward_run_is_an_arrow() -> None:
+    for current, wanted in itertools.pairwise(FORWARD):
+        require_transition(current, wanted)
+
+
+@pytest.mark.parametrize(("current", "wanted"), list(itertools.product(FORWARD, FORWARD)))
+def test_a_forward_run_has_reached_what_lies_behind_it(current: Phase, wanted: Phase) -> None:
+    assert reached(current, wanted) == (FORWARD.index(wanted) <= FORWARD.index(current))
+
+
+@pytest.mark.parametrize("ended", [Phase.ABORTED, Phase.ROLLED_BACK])
+@pytest.mark.parametrize("wanted", FORWARD)
+def test_an_undone_run_has_reached_nothing(ended: Phase, wanted: Phase) -> None:
+    assert not reached(ended, wanted)

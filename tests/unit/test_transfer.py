@@ -1,0 +1,451 @@
+"""The transfer over the memory adapters: batch by batch, resumable at every arrow, undone before the first release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from ansible.module_utils.sluice.adapters.memory import MemoryClock, MemoryLedger, MemorySource, MemoryTarget, Row
+from ansible.module_utils.sluice.core.errors import FenceOpen, GenerationMismatch, LeaseLost, RunConflict, StagesGone
+from ansible.module_utils.sluice.core.phases import Phase
+from ansible.module_utils.sluice.core.tasks import Claim, Home, Lease, Released, Staged, Task
+from ansible.module_utils.sluice.core.verdicts import Check, Gate, Verdict
+from ansible.module_utils.sluice.ports.ledger import Run
+from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer, abort
+
+FENCED = Gate("fence", [Check("accounts", Verdict.PASSED, "2 locked")])
+RUN = Run("run-1", "memory", "forward", "tester", Phase.OPENED, "", "", "stamp-1", datetime.now(UTC), None, {})
+SMALL = Pace(batch=10, smallest=2, largest=10)
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+class TamperingTarget(MemoryTarget):
+    """Keeps other bytes than it was sent for the job ids in ``spoiled``."""
+
+    spoiled: frozenset[str] = frozenset()
+
+    def kept(self, task: Task) -> str:
+        return "spoiled" if task.job_id in self.spoiled else super().kept(task)
+
+
+class World:
+    """Both stores, the ledger, and the process that moves tasks. ``hooks`` run as a step begins."""
+
+    def __init__(self) -> None:
+        self.clock = MemoryClock()
+        self.ledger = MemoryLedger(self.clock)
+        self.ledger.install()
+        self.ledger.start_run(RUN)
+        self.source = MemorySource(self.ledger)
+        self.target = TamperingTarget(self.clock)
+        self.lease = self.ledger.take_lease(RUN, "first", 60)
+        self.target.stamp(self.lease)
+        self.fence = FENCED
+
+    def add(self, count: int, queue: str = "normal", *, first: int = 1, delay: float = 0.0) -> list[str]:
+        """Tasks of rising age."""
+        ids = [f"t{number:04d}" for number in range(first, first + count)]
+        for number, task_id in enumerate(ids, start=first):
+            self.source.rows[task_id] = Row(task_id, queue, float(number), self.clock.now() + delay)
+        return ids
+
+    def transfer(self, *, pace: Pace = SMALL, custody_in_row: bool = True) -> Transfer:
+        """The service over this world."""
+        return Transfer(
+            self.source,
+            self.target,
+            self.ledger,
+            self.clock,
+            prove_fence=lambda: self.fence,
+            custody_in_row=custody_in_row,
+            pace=pace,
+        )
+
+    def run(self, seconds: float = 600.0, *, pace: Pace = SMALL, custody_in_row: bool = True) -> Moved:
+        """One slice."""
+        return self.transfer(pace=pace, custody_in_row=custody_in_row).slice(self.lease, seconds)
+
+    def restart(self) -> None:
+        """Another process, by the same command."""
+        self.lease = self.ledger.take_lease(RUN, self.lease.owner, 60)
+
+    def places(self) -> dict[str, str]:
+        """Where the source sees each id."""
+        return {seen.id: str(seen.place) for seen in self.source.census()}
+
+    def held(self) -> dict[str, str]:
+        """Held ids with their reasons."""
+        return {seen.id: seen.where for seen in self.ledger.held()}
+
+
+@pytest.fixture
+def world() -> World:
+    """Two empty stores, a run, its lease and stamp."""
+    return World()
+
+
+def crash(*_: object) -> None:
+    """A step at which the process ends."""
+    raise Crash
+
+
+# -- the way of a task ------------------------------------------------------------------------------------------------
+
+
+def test_moves_everything_in_order(world: World) -> None:
+    normal = world.add(35)
+    urgent = world.add(7, "urgent", first=100)
+    delayed = world.add(3, "low", first=200, delay=3600)
+    moved = world.run()
+    assert (moved.moved, moved.held, moved.lost, moved.done, moved.stopped) == (45, 0, 0, True, False)
+    assert world.target.queued("normal") == normal
+    assert world.target.queued("urgent") == urgent
+    assert world.target.queued("low") == []
+    assert sorted(world.target.etas) == delayed
+    assert set(world.places().values()) == {"moved"}
+    assert world.ledger.moved_by_queue("run-1") == {"urgent": 7, "normal": 35, "low": 3}
+    assert moved.batches == world.target.last_batch()
+
+
+def test_nothing_to_move_is_done(world: World) -> None:
+    assert world.run() == Moved(done=True)
+    run = world.ledger.open_run()
+    assert run is not None
+    assert run.point_of_no_return_at is None
+
+
+def test_again_moves_nothing_more(world: World) -> None:
+    ids = world.add(12)
+    world.run()
+    world.restart()
+    assert world.run() == Moved(done=True)
+    assert world.target.queued("normal") == ids
+
+
+def test_progress_is_told_after_each_batch(world: World) -> None:
+    world.add(35)
+    told: list[int] = []
+    world.transfer().slice(world.lease, 600, on_batch=lambda moved: told.append(moved.moved))
+    assert told == sorted(told)
+    assert told[0] == 10
+    assert len(told) >= 3
+
+
+def test_a_slice_ends_between_two_batches_and_the_next_goes_on(world: World) -> None:
+    ids = world.add(35)
+    first = world.run(seconds=0)
+    assert (first.done, first.stopped, first.moved) == (False, False, 10)
+    assert set(world.places().values()) == {"moved", "ready"}
+    rest = world.run()
+    assert (rest.done, rest.moved) == (True, 25)
+    assert world.target.queued("normal") == ids
+
+
+def test_an_open_fence_stops_it_before_anything_is_touched(world: World) -> None:
+    world.add(3)
+    world.fence = Gate("fence", [Check("sessions", Verdict.UNKNOWN, "cannot be read", "grant PROCESS")])
+    with pytest.raises(FenceOpen, match="sessions unknown: cannot be read"):
+        world.run()
+    assert set(world.places().values()) == {"ready"}
+    assert world.target.jobs == {}
+
+
+def test_an_old_lease_moves_nothing(world: World) -> None:
+    world.add(3)
+    old = world.lease
+    world.restart()
+    with pytest.raises(LeaseLost):
+        world.transfer().slice(old, 600)
+    assert set(world.places().values()) == {"ready"}
+    assert world.target.jobs == {}
+
+
+def test_an_emptied_target_stops_it_before_custody_passes(world: World) -> None:
+    world.add(3)
+    world.target.empty()
+    with pytest.raises(GenerationMismatch):
+        world.run()
+    assert set(world.places().values()) == {"claimed"}
+    assert dict(world.ledger.entries) == {}
+
+
+# -- what does not go through -----------------------------------------------------------------------------------------
+
+
+def test_what_the_target_did_not_keep_as_sent_is_held_and_its_stage_deleted(world: World) -> None:
+    ids = world.add(5)
+    world.target.spoiled = frozenset({ids[2]})
+    moved = world.run()
+    assert (moved.moved, moved.held, moved.done) == (4, 1, True)
+    assert world.held() == {ids[2]: "the target did not keep what was staged (digests differ)"}
+    assert world.target.queued("normal") == [ids[0], ids[1], ids[3], ids[4]]
+    assert ids[2] not in world.target.jobs
+
+
+def test_a_queue_that_is_not_mapped_is_held_with_its_reason(world: World) -> None:
+    world.add(2)
+    [odd] = world.add(1, "elsewhere", first=9)
+    moved = world.run()
+    assert (moved.moved, moved.held, moved.done) == (2, 1, True)
+    assert world.held() == {odd: "queue value 'elsewhere' is not mapped"}
+
+
+def test_a_stranger_of_the_same_id_is_left_alone_and_ours_is_held(world: World) -> None:
+    ids = world.add(3)
+    world.target.enter(Home.QUEUED, "normal", ids[1])
+    moved = world.run()
+    assert (moved.moved, moved.held) == (2, 1)
+    assert world.held() == {ids[1]: "another job of this id exists at the target"}
+    assert world.target.queued("normal") == [ids[1], ids[0], ids[2]]
+
+
+def test_without_custody_in_the_row_such_a_job_was_born_at_the_target(world: World) -> None:
+    ids = world.add(3)
+    world.target.enter(Home.QUEUED, "normal", ids[1])
+    moved = world.run(custody_in_row=False)
+    assert (moved.moved, moved.held, moved.done) == (2, 0, True)
+    assert world.held() == {}
+    assert str(world.ledger.entries[ids[1]].mark) == "settled"
+    world.restart()
+    assert world.run(custody_in_row=False) == Moved(done=True)
+    assert world.target.queued("normal") == [ids[1], ids[0], ids[2]]
+
+
+def test_a_source_restored_from_a_backup_is_refused(world: World) -> None:
+    ids = world.add(3)
+    world.run()
+    world.source.rows[ids[0]].custody = "source"  # the table went back in time; the target did not
+    world.ledger.entries.clear()
+    world.restart()
+    with pytest.raises(RunConflict, match="restored from a backup"):
+        world.run()
+    assert world.target.queued("normal") == ids
+    assert world.places()[ids[0]] == "claimed"
+
+
+def test_a_task_cancelled_while_it_was_claimed_is_lost_and_its_stage_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = world.add(5)
+    stage = world.target.stage
+
+    def cancelling(lease: Lease, tasks: Sequence[Task]) -> Staged:
+        world.source.rows[ids[3]].status = "cancelled"
+        return stage(lease, tasks)
+
+    monkeypatch.setattr(world.target, "stage", cancelling)
+    moved = world.run()
+    assert (moved.moved, moved.lost, moved.done) == (4, 1, True)
+    assert world.places()[ids[3]] == "cancelled"
+    assert ids[3] not in world.target.jobs
+    assert ids[3] not in world.target.queued("normal")
+
+
+# -- pace -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stop_flag_ends_it_between_two_batches(world: World) -> None:
+    world.add(35)
+    world.ledger.request_stop()
+    moved = world.run()
+    assert (moved.stopped, moved.done, moved.moved) == (True, False, 10)
+    assert set(world.places().values()) == {"moved", "ready"}
+    world.ledger.request_stop(False)
+    assert world.run().done
+
+
+@pytest.mark.parametrize("rate", [0.5, 10, 200, 5000])
+def test_the_rate_caps_what_is_moved(world: World, rate: float) -> None:
+    world.add(400)
+    moved = world.run(3600, pace=Pace(batch=1000, rate=rate))
+    assert (moved.moved, moved.done) == (400, True)
+    # What is under way when the last wait begins comes on top: three batches of at most one second's worth.
+    allowed = 3 * max(1.0, rate)
+    assert moved.seconds >= (400 - allowed) / rate
+    assert moved.seconds <= 400 / rate + 2
+
+
+def test_a_long_wait_for_the_rate_keeps_the_lease_and_ends_with_the_slice(world: World) -> None:
+    world.add(50)
+    moved = world.run(60, pace=Pace(batch=10, rate=0.1, lease_seconds=25))
+    assert not moved.done
+    assert 60 <= moved.seconds < 90
+    state = world.ledger.lease_state()
+    assert state is not None
+    assert state.remaining > 0
+
+
+def test_without_a_rate_it_waits_for_nothing(world: World) -> None:
+    world.add(400)
+    assert world.run().seconds == 0
+
+
+def test_a_slow_store_gets_smaller_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(60)
+    claim = world.source.claim
+    sizes: list[int] = []
+
+    def slow(lease: Lease, limit: int) -> Claim:
+        sizes.append(limit)
+        world.clock.wait(0.3)
+        return claim(lease, limit)
+
+    monkeypatch.setattr(world.source, "claim", slow)
+    assert world.run(pace=Pace(batch=32, smallest=4, largest=64)).moved == 60
+    assert sizes[:4] == [32, 16, 8, 4]
+    assert min(sizes) == 4
+
+
+# -- resume -----------------------------------------------------------------------------------------------------------
+
+STEPS: dict[str, Callable[[World, pytest.MonkeyPatch], None]] = {
+    "before stage": lambda world, patch: patch.setattr(world.target, "stage", crash),
+    "after stage": lambda world, patch: patch.setattr(world.target, "stage", _then_crash(world.target.stage)),
+    "before release": lambda world, patch: patch.setattr(world.source, "release", crash),
+    "after release": lambda world, patch: patch.setattr(world.source, "release", _then_crash(world.source.release)),
+    "before activate": lambda world, patch: patch.setattr(world.target, "activate", crash),
+    "after activate": lambda world, patch: patch.setattr(world.target, "activate", _then_crash(world.target.activate)),
+}
+
+
+def _then_crash(step: Callable[..., object]) -> Callable[..., object]:
+    def done(*arguments: object) -> object:
+        step(*arguments)
+        raise Crash
+
+    return done
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_same_command_again_loses_and_doubles_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    ids = world.add(35)
+    delayed = world.add(2, "low", first=100, delay=3600)
+    with monkeypatch.context() as patch:
+        STEPS[step](world, patch)
+        with pytest.raises(Crash):
+            world.run()
+    world.restart()
+    moved = world.run()
+    assert moved.done
+    assert sorted(world.target.queued("normal")) == ids
+    assert sorted(world.target.etas) == delayed
+    assert set(world.places().values()) == {"moved"}
+    assert world.held() == {}
+
+
+def test_resume_activates_what_was_released_and_not_marked(world: World) -> None:
+    ids = world.add(4)
+    tasks = world.source.claim(world.lease, 2).tasks
+    world.target.stage(world.lease, tasks)
+    world.source.release(world.lease, tasks, ["d", "d"], 1)
+    world.restart()
+    moved = world.run()
+    assert (moved.reactivated, moved.moved, moved.done) == (2, 2, True)
+    assert world.target.queued("normal") == ids
+
+
+def test_resume_deletes_the_stages_of_tasks_that_ended_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = world.add(3)
+    release = world.source.release
+
+    def cancelled_then_crash(lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> Released:
+        world.source.rows[ids[1]].status = "cancelled"
+        release(lease, tasks, digests, batch)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.source, "release", cancelled_then_crash)
+        with pytest.raises(Crash):
+            world.run()
+    assert world.target.jobs[ids[1]].status == "created"
+    world.restart()
+    assert world.run().done
+    assert ids[1] not in world.target.jobs
+    assert world.target.queued("normal") == [ids[0], ids[2]]
+
+
+def test_stages_lost_after_the_release_are_made_again_from_their_rows(world: World) -> None:
+    ids = world.add(4)
+    tasks = world.source.claim(world.lease, 4).tasks
+    world.target.stage(world.lease, tasks)
+    world.source.release(world.lease, tasks, ["d"] * 4, 1)
+    world.target.lose(ids[0])
+    world.target.lose(ids[2])
+    world.source.rows[ids[2]].status = "running"  # the witness: it has started, whatever the target forgot
+    world.restart()
+    moved = world.run()
+    assert (moved.reactivated, moved.done) == (3, True)
+    assert sorted(world.target.queued("normal")) == [ids[0], ids[1], ids[3]]
+    assert ids[2] not in world.target.jobs
+    assert world.target.last_batch() == 1
+
+
+def test_a_target_that_keeps_losing_stages_is_an_error_and_no_silence(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(3)
+    stage = world.target.stage
+
+    def forgetful(lease: Lease, tasks: Sequence[Task]) -> Staged:
+        staged = stage(lease, tasks)
+        for task in tasks:
+            world.target.lose(task.job_id)
+        return staged
+
+    monkeypatch.setattr(world.target, "stage", forgetful)
+    with pytest.raises(StagesGone, match="3 released tasks have no staged job"):
+        world.run()
+    monkeypatch.undo()
+    world.restart()
+    assert world.run().reactivated == 3
+
+
+# -- undo -------------------------------------------------------------------------------------------------------------
+
+
+def test_abort_puts_back_what_was_claimed_and_deletes_its_stages(world: World) -> None:
+    ids = world.add(5)
+    tasks = world.source.claim(world.lease, 3).tasks
+    world.target.stage(world.lease, tasks)
+    world.target.enter(Home.QUEUED, "normal", "theirs")
+    world.restart()
+    assert abort(world.source, world.target, world.lease) == (3, 3)
+    assert set(world.places().values()) == {"ready"}
+    assert list(world.target.jobs) == ["theirs"]
+    assert world.source.head(9) == ids
+
+
+def test_abort_leaves_what_was_activated_alone(world: World) -> None:
+    ids = world.add(12)
+    world.run(seconds=0)
+    tasks = world.source.claim(world.lease, 10).tasks
+    world.target.stage(world.lease, tasks)
+    assert abort(world.source, world.target, world.lease) == (2, 2)
+    assert world.target.queued("normal") == ids[:10]
+    assert [place for place in world.places().values() if place == "ready"] == ["ready"] * 2
+
+
+def test_abort_under_an_old_lease_changes_nothing(world: World) -> None:
+    world.add(3)
+    world.target.stage(world.lease, world.source.claim(world.lease, 3).tasks)
+    old = world.lease
+    world.restart()
+    with pytest.raises(LeaseLost):
+        abort(world.source, world.target, old)
+    assert set(world.places().values()) == {"claimed"}
+    assert len(world.target.jobs) == 3
+
+
+def test_another_run_cannot_move_over_this_target(world: World) -> None:
+    world.add(3)
+    other = replace(world.lease, generation="stamp-2")
+    with pytest.raises(GenerationMismatch):
+        world.transfer().slice(other, 600)
+    assert world.target.jobs == {}
