@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible import constants
 from ansible.plugins.callback.default import CallbackModule as Default
 
 DOCUMENTATION = r"""
@@ -19,6 +20,10 @@ extends_documentation_fragment:
 """
 
 _VALIDATION = "validate_argument_spec"
+#: Actions that fail with a message for the operator. Where in our YAML they stand is no help to anybody but us.
+_MESSAGES = ("ansible.builtin.assert", "ansible.builtin.fail")
+#: What Ansible puts in place of a traceback when a module failed in words.
+_NO_TRACEBACK = "(traceback unavailable)"
 
 
 class CallbackModule(Default):
@@ -29,12 +34,14 @@ class CallbackModule(Default):
     CALLBACK_NAME = "queue_lines"
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """Print the banner, but for the validation of a role's arguments: that one only if it fails."""
+        """Print the banner of a step at once, before its lines; that of a validation only if it fails."""
         if _validates(task):
             self._task_type_cache[task._uuid] = "TASK"
             self._last_task_name = task.get_name().strip()
             return
         super().v2_playbook_on_task_start(task, is_conditional)
+        if _ours(task) and self._last_task_banner != task._uuid:
+            self._print_task_banner(task)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Leave out validations that passed."""
@@ -42,17 +49,23 @@ class CallbackModule(Default):
             super().v2_runner_on_ok(result)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
-        """Leave out validations of a role that is skipped."""
-        if not _validates(result.task) or self._display.verbosity:
+        """Leave out validations of a role that is skipped; say it of a step whose banner is already there."""
+        if _ours(result.task) and not self.get_option("display_skipped_hosts"):
+            self._display.display(f"skipping: [{result.host.get_name()}]", color=constants.COLOR_SKIP)
+        elif not _validates(result.task) or self._display.verbosity:
             super().v2_runner_on_skipped(result)
 
     def _handle_warnings_and_exception(self, result: Any) -> None:
-        """A refusal of our own modules is no crash: its message follows at once, so the source excerpt is for -v."""
-        if self._display.verbosity or not str(result.task.action).startswith("queue_"):
-            super()._handle_warnings_and_exception(result)
-        elif "exception" in result.result:
-            self._handle_warnings(result.result)
+        """Show a crash with its traceback; a refusal is the message that follows, so its place in YAML is for -v."""
+        message = _ours(result.task) or result.task.action in _MESSAGES
+        if message and not self._display.verbosity and result.result.get("exception", "") in ("", _NO_TRACEBACK):
+            result.result.pop("exception", None)
+        super()._handle_warnings_and_exception(result)
 
 
 def _validates(task: Any) -> bool:
     return str(task.action).rpartition(".")[2] == _VALIDATION
+
+
+def _ours(task: Any) -> bool:
+    return str(task.action).startswith("queue_")

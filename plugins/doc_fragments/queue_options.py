@@ -50,6 +50,12 @@ options:
     type: list
     elements: str
     default: []
+  producer_redis_users:
+    description:
+      - Redis ACL users of the producers. One that the workers share cannot be fenced.
+    type: list
+    elements: str
+    default: []
 """
 
     SLICES = r"""

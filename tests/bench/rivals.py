@@ -80,7 +80,9 @@ def enqueue_many(stores: Stores, where: Addresses, count: int) -> float:
                 )
             for priority, members in datas.items():
                 queues[priority].enqueue_many(members)
-            cursor.execute("UPDATE caption_tasks SET custody = 'rq', enqueued_at = UTC_TIMESTAMP(6) WHERE id IN %s", (ids,))
+            cursor.execute(
+                "UPDATE caption_tasks SET custody = 'rq', enqueued_at = UTC_TIMESTAMP(6) WHERE id IN %s", (ids,)
+            )
             connection.commit()
     seconds = time.perf_counter() - begun
     connection.close()
@@ -114,7 +116,11 @@ def record(stores: Stores, where: Addresses) -> Recording:
     connection.close()
     parts: list[tuple[int, int]] = []
     recording = Recording(stores.directory / "writes.resp", stores.directory / "rereads.resp", parts, inserts)
-    with stores.redis.client() as client, recording.writes.open("wb") as writes, recording.rereads.open("wb") as rereads:
+    with (
+        stores.redis.client() as client,
+        recording.writes.open("wb") as writes,
+        recording.rereads.open("wb") as rereads,
+    ):
         for part in _parts(ids):
             keys = [b"rq:job:" + job_id for job_id in part]
             pipe = client.pipeline(transaction=False)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pymysql
+import sqlalchemy as sa
 import yaml
 from ansible.module_utils.sluice.adapters import redis_connect, sql_connect
 from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
@@ -113,7 +114,7 @@ class Stores:
 
 def database_of(where: Addresses) -> str:
     """The database's name in the URL."""
-    return where.database_url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
+    return str(sa.make_url(where.database_url).database)
 
 
 @contextmanager
@@ -168,18 +169,34 @@ class Ends:
 
 def open_ends(where: Addresses) -> Ends:
     """Install the ledger, open a run, take its lease, stamp Redis."""
-    mapping = mappings.parse(yaml.safe_load(_MAPPING.read_text(encoding="utf-8")))
+    mapping = _mapping()
     engine = sql_connect.connect(where.database_url)
     ledger = SqlLedger(engine, mapping.system)
     ledger.install()
     run = Run("bench", mapping.system, "forward", "bench", Phase.OPENED, "", "", "stamp", datetime.now(UTC), None, {})
     ledger.start_run(run)
+    engine.dispose()
+    return attach_ends(where)
+
+
+def attach_ends(where: Addresses) -> Ends:
+    """The ends of the run that :func:`open_ends` opened, with the lease taken anew."""
+    mapping = _mapping()
+    engine = sql_connect.connect(where.database_url)
+    ledger = SqlLedger(engine, mapping.system)
+    run = ledger.open_run()
+    if run is None:
+        raise RuntimeError("no run is open in the benchmark's ledger")
     lease = ledger.take_lease(run, "bench", LEASE_SECONDS)
     source = SqlTable(engine, mapping)
     ledger.baseline_from(source.baseline_select())
     target = RqQueues(redis_connect.connect(where.redis_url), mapping)
     target.stamp(lease)
     return Ends(mapping, source, target, ledger, run, lease)
+
+
+def _mapping() -> mappings.TaskMapping:
+    return mappings.parse(yaml.safe_load(_MAPPING.read_text(encoding="utf-8")))
 
 
 def _fenced() -> Gate:

@@ -65,7 +65,12 @@ def measure(stores: Stores, tasks: int, repeat: int, say: Callable[[str], None])
         Figure("transfer.ratio_vs_limit", ratio("limit"), "x", (">=", AIM_LIMIT)),
         Figure("transfer.tasks_per_second", rate["transfer"], "/s", note=f"{tasks:,} tasks; CPU: {middle(cpu)}"),
         Figure("transfer.loop_tasks_per_second", rate["loop"], "/s", note=f"{min(tasks, _LOOP_SAMPLE):,} of them"),
-        Figure("transfer.enqueue_many_tasks_per_second", rate["enqueue_many"], "/s", note=f"{min(tasks, _MANY_SAMPLE):,} of them"),
+        Figure(
+            "transfer.enqueue_many_tasks_per_second",
+            rate["enqueue_many"],
+            "/s",
+            note=f"{min(tasks, _MANY_SAMPLE):,} of them",
+        ),
         Figure("transfer.limit_tasks_per_second", rate["limit"], "/s", note=middle(parts)),
     ]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from ansible.module_utils.sluice.core.errors import LeaseLost
-from ansible.module_utils.sluice.core.tasks import Task
+from ansible.module_utils.sluice.core.conditions import Among
+from ansible.module_utils.sluice.core.errors import LeaseLost, SluiceError
+from ansible.module_utils.sluice.core.tasks import Place, Task
 from sqlalchemy.exc import DBAPIError
 
-from .rigs import BASE, SourceRig
+from .rigs import BASE, CompanionRig, SourceRig, plain_mapping
 
 Source = SourceRig
 
@@ -233,6 +236,17 @@ def test_a_task_is_released_once(source: Source) -> None:
     assert moved == []
 
 
+def test_what_an_older_token_claimed_is_not_released_before_it_is_claimed_anew(source: Source) -> None:
+    source.add("1")
+    tasks = source.end.claim(source.lease, 5).tasks
+    later = source.another()
+    with contextlib.suppress(SluiceError):  # refused as a whole, or named as not ours: both are right
+        moved, _ = later.release(tasks)
+        assert moved == []
+    assert later.places() == {"1": "claimed"}
+    assert later.claimed() == ["1"]
+
+
 def test_released_tasks_are_listed_by_batch_in_claim_order(source: Source) -> None:
     for task_id in ("4", "3", "2", "1"):
         source.add(task_id, created=10 - int(task_id))
@@ -373,6 +387,18 @@ def test_the_census_names_every_place(source: Source) -> None:
         "1": "moved",
         "8": "unknown",
     }
+
+
+@pytest.mark.real
+def test_a_row_that_meets_two_predicates_is_unknown(database_url: str) -> None:
+    mapping = plain_mapping()
+    places = {**mapping.source.places, Place.FAILED: Among("state", ("broken", "done"))}
+    rig = CompanionRig(database_url, replace(mapping, source=replace(mapping.source, places=places)))
+    for task_id, word in (("1", "finished"), ("2", "failed")):
+        rig.add(task_id)
+        rig.touch(task_id, word)
+    assert rig.places() == {"1": "unknown", "2": "failed"}
+    rig.close()
 
 
 def test_the_census_names_rows_that_the_application_has_still_to_enqueue(source: Source) -> None:

@@ -1,8 +1,8 @@
 """A mover as a process of its own: ``python -m faults.mover``. It can end or freeze itself at a named arrow.
 
-Attaches to the open run of the database ``SLUICE_LAB_DB_URL`` and the Redis ``SLUICE_LAB_REDIS_URL``, waits for the lease as
-any second command must, and calls slices of the transfer until nothing is left. The arrows are wrapped around the two
-ends here; the code under test has no hooks. Prints one JSON object.
+Attaches to the open run of the database ``SLUICE_LAB_DB_URL`` and the Redis ``SLUICE_LAB_REDIS_URL``, waits for the
+lease as any second command must, and calls slices of the transfer until nothing is left. The arrows are wrapped around
+the two ends here; the code under test has no hooks. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ansible.module_utils.sluice.services.transfer import Pace, Transfer
 
 from faults import ROOT
 
-#: What the arrows are called here, and the method of an end that each one is. `commit` is the COMMIT of a release.
+#: What the arrows are called here, and the method of an end that each one is. Also `commit`: that of a release.
 ARROWS = {"claim": "claim", "stage": "stage", "confirm": "digests", "release": "release", "activate": "activate"}
 ARROWS |= {"discard": "discard", "hold": "hold"}
 MAPPING = ROOT / "inventories" / "lab" / "mapping.yml"
@@ -147,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lease-seconds", type=float, default=25.0)
     parser.add_argument("--slice-seconds", type=float, default=5.0)
     parser.add_argument("--kill", action="append", default=[], metavar="ARROW:SIDE:NTH", help="SIGKILL ourselves there")
-    parser.add_argument("--freeze", action="append", default=[], metavar="ARROW:SIDE:NTH", help="SIGSTOP ourselves there")
+    parser.add_argument(
+        "--freeze", action="append", default=[], metavar="ARROW:SIDE:NTH", help="SIGSTOP ourselves there"
+    )
     parser.add_argument("--follow", type=Path, help="go on until this file exists, then once more to the end")
     options = parser.parse_args(argv)
     kinds = ((signal.SIGKILL, options.kill), (signal.SIGSTOP, options.freeze))

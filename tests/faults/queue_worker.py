@@ -1,4 +1,4 @@
-"""One of RQ's own workers on chosen queues: ``python -m faults.queue_worker --name NAME [--simple] [--burst] QUEUE...``."""
+"""One of RQ's own workers on chosen queues: ``python -m faults.queue_worker --name NAME [--simple] QUEUE...``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-import captions.jobs
-from captions.settings import load_settings
 from redis import Redis
 from rq import SimpleWorker, Worker
 from rq.serializers import JSONSerializer
+
+import captions.jobs
+from captions.settings import load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

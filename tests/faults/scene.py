@@ -20,17 +20,25 @@ from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from ansible.module_utils.sluice.adapters.rq import RqQueues
 from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.ports.ledger import Run
+
+from faults import ROOT, TESTS
 from oracle import backlog
 from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
 from oracle.picture import image_names
 from stores_fixture import load_mapping
 
-from faults import ROOT, TESTS
-
 QUEUES = ("urgent", "high", "normal", "low")
 #: SLUICE_TEST_FULL=1 runs the full sizes; else what fits into a few seconds a case.
 FULL = os.environ.get("SLUICE_TEST_FULL", "") not in ("", "0")
-_TABLES = ("caption_tasks", "sluice_run", "sluice_event", "sluice_task", "sluice_lease", "sluice_baseline", "sluice_meta")
+_TABLES = (
+    "caption_tasks",
+    "sluice_run",
+    "sluice_event",
+    "sluice_task",
+    "sluice_lease",
+    "sluice_baseline",
+    "sluice_meta",
+)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "the condition") -> None:
@@ -89,7 +97,17 @@ class Scene:
         """Ledger, run and stamp, as after the preparation; nobody holds the lease."""
         self.ledger.install()
         run = Run(
-            "run-1", self.mapping.system, "forward", "tester", Phase.OPENED, "", "", "stamp-1", datetime.now(UTC), None, {}
+            "run-1",
+            self.mapping.system,
+            "forward",
+            "tester",
+            Phase.OPENED,
+            "",
+            "",
+            "stamp-1",
+            datetime.now(UTC),
+            None,
+            {},
         )
         self.ledger.start_run(run)
         lease = self.ledger.take_lease(run, "preparation", 5)
@@ -209,7 +227,9 @@ class Scene:
         for key in keys:
             pipe.hget(key, "status")
         return {
-            key.decode().rsplit(":", 1)[1] for key, status in zip(keys, pipe.execute(), strict=True) if status == b"created"
+            key.decode().rsplit(":", 1)[1]
+            for key, status in zip(keys, pipe.execute(), strict=True)
+            if status == b"created"
         }
 
     def fingerprint(self) -> dict[str, str]:
@@ -229,7 +249,9 @@ class Scene:
 
     def evidence(self) -> Evidence:
         """What the judge reads."""
-        return Evidence((self.accepted,), (self.effects,), self.database_url, seeded=(self.seeded,), redis_url=self.redis_url)
+        return Evidence(
+            (self.accepted,), (self.effects,), self.database_url, seeded=(self.seeded,), redis_url=self.redis_url
+        )
 
     def verdict(self, allowed: Allowances | None = None, seconds: float = 5.0) -> Verdict:
         """The independent judgement."""
@@ -241,4 +263,3 @@ def is_frozen(process: subprocess.Popen[str]) -> bool:
     assert process.poll() is None, "the mover ended before it reached the arrow"
     stat = Path(f"/proc/{process.pid}/stat").read_text()
     return stat.rsplit(")", 1)[1].split()[0] == "T"
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
+
 from captions import tasks
 from captions.database import make_engine
-from oracle.journal import Journal
-
 from faults.scene import FULL, Scene, is_frozen, until
+from oracle.journal import Journal
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -18,7 +18,11 @@ BATCH = TASKS // 5
 SIZE = ("--batch", str(BATCH))
 SHORT_LEASE = ("--lease-seconds", "1")
 SIDES = [
-    *[f"{arrow}:{side}" for arrow in ("claim", "stage", "confirm", "release", "activate") for side in ("before", "after")],
+    *[
+        f"{arrow}:{side}"
+        for arrow in ("claim", "stage", "confirm", "release", "activate")
+        for side in ("before", "after")
+    ],
     "commit:before",
 ]
 

@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 TASKS = 400
 SIZE = ("--batch", "80")
-ARROWS = [f"{arrow}:{side}" for arrow in ("claim", "stage", "confirm", "release", "activate") for side in ("before", "after")]
+ARROWS = [
+    f"{arrow}:{side}" for arrow in ("claim", "stage", "confirm", "release", "activate") for side in ("before", "after")
+]
 
 
 @pytest.mark.parametrize("arrow", [*ARROWS, "commit:before"])

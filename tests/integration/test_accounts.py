@@ -17,10 +17,11 @@ from ansible.module_utils.sluice.adapters.sql_accounts import SqlAccounts, parse
 from ansible.module_utils.sluice.core.errors import StoreError
 from ansible.module_utils.sluice.core.verdicts import Verdict
 from ansible.module_utils.sluice.services import accounts
-from lab.stores import PrivateMariaDB, PrivateRedis
 from rq import Queue, Retry, Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+
+from lab.stores import PrivateMariaDB, PrivateRedis
 
 pytestmark = pytest.mark.real
 RIGHTS = ("SELECT, UPDATE ON caption_tasks", "SELECT ON captions_control")
@@ -98,7 +99,9 @@ def test_an_account_for_other_hosts_is_proved_by_its_digest(engine: sa.Engine) -
     assert "other hosts" in done.checks[-1].reading
 
 
-def test_a_right_on_a_whole_database_does_not_reach_into_a_similar_name(engine: sa.Engine, mariadb: PrivateMariaDB) -> None:
+def test_a_right_on_a_whole_database_does_not_reach_into_a_similar_name(
+    engine: sa.Engine, mariadb: PrivateMariaDB
+) -> None:
     with engine.begin() as connection:
         for name in ("a_b", "axb"):
             connection.exec_driver_sql(f"CREATE DATABASE IF NOT EXISTS {name}")
@@ -129,7 +132,9 @@ def test_no_password_reaches_a_message_or_the_servers_log(
     try:
         done = SqlAccounts(engine).ensure("captions_rq@127.0.0.1", secret, RIGHTS)
         with engine.connect() as connection:
-            log = "\n".join(connection.scalars(sa.text("SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log")))
+            log = "\n".join(
+                connection.scalars(sa.text("SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log"))
+            )
     finally:
         with engine.begin() as connection:
             connection.exec_driver_sql("SET GLOBAL general_log = OFF")
@@ -228,16 +233,16 @@ def test_a_rule_for_users_is_refused_as_a_right(client: redis.Redis) -> None:
         RedisAccounts(client).ensure("captions_rq", "x", ["nopass", "+get"])
 
 
-#: A forking worker for two executions, then one that does not fork for the other six; the last of those is scheduled.
-WORKERS = """
-import os, redis
+#: A forking worker until its queue is empty, or one that does not fork and waits for the one task that is scheduled.
+WORKER = """
+import os, sys, redis
 from rq import SimpleWorker, Worker
 from rq.serializers import JSONSerializer
-connect = lambda: redis.Redis(port=int(os.environ["PORT"]), username="captions_rq", password="r")
-for kind, jobs in ((Worker, 2), (SimpleWorker, 6)):
-    worker = kind(["high"], connection=connect(), serializer=JSONSerializer)
-    worker.work(max_jobs=jobs, with_scheduler=True)
-worker.run_maintenance_tasks()
+rq = redis.Redis(port=int(os.environ["PORT"]), username="captions_rq", password="r")
+waits = {"max_jobs": 1, "with_scheduler": True}
+kind, how = (Worker, {"burst": True}) if sys.argv[1] == "high" else (SimpleWorker, waits)
+worker = kind([sys.argv[1]], connection=rq, serializer=JSONSerializer)
+worker.work(**how)
 """
 
 
@@ -249,10 +254,10 @@ def test_rq_works_within_the_least_rights_and_not_beyond(client: redis.Redis, re
     address = {"host": "127.0.0.1", "port": redis_server.port}
     web = redis.Redis(username="captions_web", password="w", **address)
     rq = redis.Redis(username="captions_rq", password="r", **address)
-
     queue = Queue("high", connection=web, serializer=JSONSerializer)
     queue.enqueue("builtins.abs", -1, job_id="a", unique=True, retry=Retry(2, [1, 1]))
-    queue.enqueue_at(datetime.now(UTC) + timedelta(seconds=1), "builtins.abs", -2, job_id="late", unique=True)
+    later = Queue("later", connection=web, serializer=JSONSerializer)
+    later.enqueue_at(datetime.now(UTC) + timedelta(seconds=4), "builtins.abs", -2, job_id="late", unique=True)
     queue.enqueue_many([Queue.prepare_data("builtins.abs", (i,)) for i in range(3)])
     queue.enqueue("builtins.abs", -3, job_id="cancelled").cancel()
     queue.enqueue("builtins.abs", -4, job_id="deleted").delete()
@@ -265,7 +270,8 @@ def test_rq_works_within_the_least_rights_and_not_beyond(client: redis.Redis, re
 
     # In a process of their own, since workers take over the signals of theirs.
     settings = {**os.environ, "PORT": str(redis_server.port)}
-    subprocess.run([sys.executable, "-c", WORKERS], env=settings, check=True, timeout=60, capture_output=True)
+    for name in ("high", "later"):
+        subprocess.run([sys.executable, "-c", WORKER, name], env=settings, check=True, timeout=30, capture_output=True)
     assert Job.fetch("a", web, JSONSerializer).return_value() == 1
     assert Job.fetch("late", web, JSONSerializer).return_value() == 2
     assert Job.fetch("bad", web, JSONSerializer).is_failed

@@ -23,6 +23,7 @@ from ansible.module_utils.sluice.core.errors import StoreError
 from ansible.module_utils.sluice.core.verdicts import Verdict
 from ansible.module_utils.sluice.ports.preparation import Attested, Progress, Taken, unheard
 from ansible.module_utils.sluice.services import backup
+
 from lab.stores import PrivateMariaDB, PrivateRedis
 
 pytestmark = pytest.mark.real
@@ -36,7 +37,9 @@ def mover(mariadb: PrivateMariaDB, database_url: str) -> Iterator[sa.Engine]:
     root = sa.create_engine(mariadb.root_url("mysql"))
     with root.begin() as connection:
         account = {"user": "mover", "host": "127.0.0.1"}
-        connection.execute(sa.text("CREATE OR REPLACE USER :user@:host IDENTIFIED BY :p"), {**account, "p": MOVER_PASSWORD})
+        connection.execute(
+            sa.text("CREATE OR REPLACE USER :user@:host IDENTIFIED BY :p"), {**account, "p": MOVER_PASSWORD}
+        )
         connection.execute(sa.text(f"GRANT ALL PRIVILEGES ON `{name}`.* TO :user@:host"), account)
         scratch = f"{name}_sluice_verify_%".replace("_", "\\_")
         connection.execute(sa.text(f"GRANT ALL PRIVILEGES ON `{scratch}`.* TO :user@:host"), account)
@@ -113,8 +116,7 @@ def test_tables_that_foreign_keys_lead_to_come_along(mover: sa.Engine, tmp_path:
     with mover.begin() as connection:
         for statement in (
             "CREATE TABLE country (id INT PRIMARY KEY)",
-            "CREATE TABLE customer (id INT PRIMARY KEY, country INT, boss INT, FOREIGN KEY (country) REFERENCES country (id), "
-            "FOREIGN KEY (boss) REFERENCES customer (id))",
+            "CREATE TABLE customer (id INT KEY, country INT REFERENCES country (id), boss INT REFERENCES customer(id))",
             "CREATE TABLE orders (id INT PRIMARY KEY, customer INT, FOREIGN KEY (customer) REFERENCES customer (id))",
             "INSERT INTO country VALUES (1), (2)",
             "INSERT INTO customer VALUES (1, 1, NULL), (2, 2, 1)",
@@ -132,12 +134,15 @@ def test_tables_that_foreign_keys_lead_to_come_along(mover: sa.Engine, tmp_path:
 def test_every_kind_of_column_survives_the_trial(mover: sa.Engine, tmp_path: Path) -> None:
     with mover.begin() as connection:
         connection.exec_driver_sql(
-            "CREATE TABLE kinds (a INT, b DOUBLE, c DECIMAL(20,6), d DATETIME(6), e TIMESTAMP(3) NULL, f BLOB, g VARBINARY(9), "
-            "h TEXT CHARACTER SET latin1, i JSON, j BIT(9), k ENUM('x','y'), l SET('p','q'), m YEAR, n TIME(2), `o``p` INT, "
+            "CREATE TABLE kinds (a INT, b DOUBLE, c DECIMAL(20,6), d DATETIME(6), e TIMESTAMP(3) NULL, f BLOB, "
+            "g VARBINARY(9), "
+            "h TEXT CHARACTER SET latin1, i JSON, j BIT(9), k ENUM('x','y'), l SET('p','q'), m YEAR, n TIME(2), "
+            "`o``p` INT, "
             "q LONGTEXT, r INT AS (a + 1) VIRTUAL)"
         )  # no primary key either
         row = (
-            "(1, 1e0/3, 1.5, '2020-01-01 00:00:00.123456', '2020-03-29 02:30:00.5', x'00ff27', x'0027', 'é', '{\"a\": 1}', b'101', "
+            "(1, 1e0/3, 1.5, '2020-01-01 00:00:00.123456', '2020-03-29 02:30:00.5', x'00ff27', x'0027', 'é', "
+            "'{\"a\": 1}', b'101', "
             "'y', 'p,q', 2020, '10:00:00.25', 3, REPEAT('z', 3000000))"
         )
         columns = "(a, b, c, d, e, f, g, h, i, j, k, l, m, n, `o``p`, q)"
@@ -148,7 +153,9 @@ def test_every_kind_of_column_survives_the_trial(mover: sa.Engine, tmp_path: Pat
     assert any("3 rows unchanged" in check.reading for check in done.gate.checks)
 
 
-def test_live_traffic_does_not_close_the_gate(mover: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_traffic_does_not_close_the_gate(
+    mover: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop = threading.Event()
     changes = [0]
 
@@ -343,7 +350,9 @@ def test_without_proved_space_nothing_is_written(tmp_path: Path, size: int | Non
 )
 def test_an_attested_backup_has_an_age(tmp_path: Path, word: Attested, verdict: Verdict) -> None:
     part = Counted()
-    done = backup.back_up([part], tmp_path / "b", "r", clock=SystemClock(), attested={"counted": word}, max_age_hours=24)
+    done = backup.back_up(
+        [part], tmp_path / "b", "r", clock=SystemClock(), attested={"counted": word}, max_age_hours=24
+    )
     assert done.gate.verdict is verdict
     assert part.times == 0
     assert f"{word.age_hours:g} h" in done.gate.checks[0].reading or not word.reference.strip()

@@ -16,6 +16,7 @@ from ansible.module_utils.sluice.core.errors import StoreError
 from ansible.module_utils.sluice.core.verdicts import Check, Verdict
 from ansible.module_utils.sluice.ports.preparation import RedisReadings
 from ansible.module_utils.sluice.services.preflight import preflight, redis_checks
+
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
 
 pytestmark = pytest.mark.real
@@ -116,7 +117,9 @@ def test_a_wrong_redis_setting_is_one_message(
         assert password not in str(error.value)
 
 
-def test_a_database_with_other_keys_asks_whether_its_number_is_right(redis_server: PrivateRedis, redis_url: str) -> None:
+def test_a_database_with_other_keys_asks_whether_its_number_is_right(
+    redis_server: PrivateRedis, redis_url: str
+) -> None:
     other = redis_connect.connect(redis_server.url(3))
     other.set("cart:7", "x")
     try:
@@ -133,7 +136,7 @@ def test_a_server_that_is_not_there_is_one_message() -> None:
     with pytest.raises(StoreError, match=r"database d at 127\.0\.0\.1:1.*check host and port") as error:
         SqlServerHealth(engine).read(["t"])
     assert "hidden" not in str(error.value)
-    with pytest.raises(StoreError, match="no answer.*check host, port") as error:
+    with pytest.raises(StoreError, match=r"no answer.*check host, port") as error:
         redis_connect.connect("redis://:hidden@127.0.0.1:1/0")
     assert "hidden" not in str(error.value)
 
@@ -185,7 +188,10 @@ def test_what_is_wrong_with_a_database_is_named(database_url: str) -> None:
 
 @pytest.mark.parametrize(
     ("user", "password", "database", "message"),
-    [("root", "wrong", "mysql", "check user and password"), ("poor", "p", "nowhere", "check the database name|grant the account")],
+    [
+        ("root", "wrong", "mysql", "check user and password"),
+        ("poor", "p", "nowhere", "check the database name|grant the account"),
+    ],
 )
 def test_a_wrong_sql_setting_is_one_message(
     poor: sa.Engine, mariadb: PrivateMariaDB, user: str, password: str, database: str, message: str

@@ -97,6 +97,7 @@ AT_FAULT = [
     (CAPTIONS, see(P.MOVED, H.FAILED), "failed at the target, and its row never started"),
     (CAPTIONS, see(P.MOVED, H.ORPHAN, mark=M.MOVED), "its job lives in no queue and no registry of the target"),
     (CAPTIONS, see(None, H.BODILESS), "an entry at the target without its job"),
+    (CAPTIONS, see(P.MOVED, H.QUEUED, H.BODILESS), "queued at the target without its job"),
     (CAPTIONS, see(P.MOVED, mark=M.MOVED), "moved, and missing at the target"),
     (CAPTIONS, see(P.MOVED, mark=M.MOVED, marked=True), "moved, and missing at the target"),
     (CAPTIONS, see(None, mark=M.MOVED, baseline=True), "moved, and missing at the target"),

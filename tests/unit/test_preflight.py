@@ -18,7 +18,19 @@ GOOD_REDIS = RedisReadings(
     2 * GIB, 100, 8 * GIB, 4 * GIB, 0, 10, 10, 0, (), "127.0.0.1 -::1", "yes", "", 0.1, 0.01,
 )  # fmt: skip
 GOOD_SQL = SqlReadings(
-    "database d at h", "sluice@%", True, (10, 11, 19), {"tasks": "InnoDB"}, 1, False, False, (), 0.1, 0.01, 10 * GIB, GIB
+    "database d at h",
+    "sluice@%",
+    True,
+    (10, 11, 19),
+    {"tasks": "InnoDB"},
+    1,
+    False,
+    False,
+    (),
+    0.1,
+    0.01,
+    10 * GIB,
+    GIB,
 )
 
 
@@ -82,7 +94,7 @@ P, F, U = Verdict.PASSED, Verdict.FAILED, Verdict.UNKNOWN
         ("redis_bind", {"bind": None, "config_refused": "unknown command"}, U),
         ("redis_bind", {"bind": "* -::*"}, U),
         ("redis_bind", {"bind": ""}, U),
-        ("redis_bind", {"bind": "0.0.0.0", "password_needed": False}, F),
+        ("redis_bind", {"bind": "*", "password_needed": False}, F),
         ("redis_bind", {"bind": "10.0.0.5 127.0.0.1"}, P),
         ("redis_bind", {"bind": "8.8.8.8"}, F),
         ("redis_bind", {"bind": "-2606:4700::1111"}, F),
@@ -155,11 +167,15 @@ def test_an_attestation_without_meaning_is_refused(words: dict[str, str]) -> Non
 
 
 class Unreachable:
+    """A Redis that does not answer."""
+
     def read(self, names: Sequence[str]) -> RedisReadings:
         raise StoreError("no answer: refused.", where="Redis database 0 at h:6379", next_step="check host and port.")
 
 
 class Good:
+    """A database in good order."""
+
     def read(self, names: Sequence[str]) -> SqlReadings:
         return GOOD_SQL
 
@@ -207,7 +223,12 @@ def test_each_missing_privilege_is_named(line: int, changed: str, missing: list[
 
 
 def test_root_has_everything_and_column_grants_are_read() -> None:
-    root = parse_grants(["GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost` WITH GRANT OPTION", "GRANT PROXY ON ''@'%' TO `root`@`localhost`"])
+    root = parse_grants(
+        [
+            "GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost` WITH GRANT OPTION",
+            "GRANT PROXY ON ''@'%' TO `root`@`localhost`",
+        ]
+    )
     assert missing_privileges(root, "captions", mariadb=True) == []
     [grant] = parse_grants(["GRANT SELECT (`a`, `b`), UPDATE (`a`) ON `d`.`t` TO `u`@`%`"])
     assert grant.privileges == {"SELECT", "UPDATE"}

@@ -67,7 +67,7 @@ class DotenvFile:
             return FileChange(str(self.path), changed, before, after)
         try:
             if new == old:
-                os.chmod(target, MODE)
+                target.chmod(MODE)
                 return FileChange(str(self.path), True, before, after)
             backup = self._back_up(target, old, status, run_id) if status is not None else ""
             self._replace(target, new, status)

@@ -122,7 +122,7 @@ class RedisBackup:
             raise StoreError(
                 f"the snapshot failed: rdb_last_bgsave_status is {info['rdb_last_bgsave_status']}.",
                 where=place(self.client),
-                next_step="look at the server's log (disk space, rights, memory for the fork) and run the same command again.",
+                next_step="look at the server's log (disk, rights, memory for the fork); then run the command again.",
             )
         return int(info["rdb_last_save_time"])
 

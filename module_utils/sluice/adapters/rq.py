@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
-from zlib import compress
+from zlib import adler32, compress
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -44,6 +44,8 @@ _MUTABLE = frozenset(
 )
 _VARYING = ("created_at", "data", "description")
 _JOBS_PER_CALL = 500
+#: Payloads up to this size (bytes) are kept uncompressed within their zlib stream.
+_STORED = 200
 _CHUNK = 5000
 
 REGISTRIES = {
@@ -72,6 +74,9 @@ class RqQueues:
         )
         self._keys = [self.generation_key, self.token_key, self.marker_key]
         self._shas: dict[str, str] = {}
+        self._activated = 0
+        #: The varying fields of the batch staged last: confirming it needs them again.
+        self._sent: dict[str, tuple[Task, tuple[bytes, bytes, bytes]]] = {}
         self._prototypes: dict[tuple[str, int], tuple[list[str], list[bytes], list[str]]] = {}
 
     # -- the stamp ----------------------------------------------------------------------------------------------
@@ -106,12 +111,16 @@ class RqQueues:
         generation, token, batch = ("" if v is None else v.decode() for v in values)
         return generation, int(token or 0), int(batch or 0)
 
-    def restamp(self, lease: Lease) -> None:
-        """Write the stamp anew after a loss, by an operator's decision (recover)."""
+    def restamp(self, lease: Lease, last_batch: int) -> None:
+        """Write the stamp anew after a loss, by an operator's decision (recover).
+
+        :param last_batch: the ledger's highest batch; recovery answers for all of them, so a resume need not
+        """
         with speaking(self.client):
             pipe = self.client.pipeline(transaction=True)
             pipe.set(self.generation_key, lease.generation)
             pipe.set(self.token_key, lease.token)
+            pipe.set(self.batch_key, last_batch)
             pipe.set(self.run_key, lease.run_id)
             pipe.execute()
 
@@ -127,7 +136,8 @@ class RqQueues:
 
     def last_batch(self) -> int:
         """See the port."""
-        return self.read_stamp()[2]
+        self._activated = self.read_stamp()[2]
+        return self._activated
 
     def run_id_of_server(self) -> str:
         """The server's own run id: another one means that it was restarted."""
@@ -161,6 +171,12 @@ class RqQueues:
                 where=place(self.client),
                 next_step="look at playbooks/status.yml: another run has taken over, or the database was restored from a backup.",
             )
+        if "SLUICE behind" in text:
+            return StoreError(
+                f"batch {self._activated} was activated and is not there any more: Redis was restarted without its last writes.",
+                where=place(self.client),
+                next_step="run the same command again: it places again what was lost and has not started.",
+            )
         return StoreError(text, where=place(self.client))
 
     # -- staging ------------------------------------------------------------------------------------------------
@@ -170,6 +186,7 @@ class RqQueues:
         found: dict[str, str] = {}
         foreign: list[str] = []
         marked: list[str] = []
+        sent: dict[str, tuple[Task, tuple[bytes, bytes, bytes]]] = {}
         groups: dict[tuple[str, int, bool], list[Task]] = defaultdict(list)
         for task in tasks:
             groups[task.queue, self._retries_left(task), bool(task.meta)].append(task)
@@ -183,10 +200,12 @@ class RqQueues:
                 chunk = members[start : start + _JOBS_PER_CALL]
                 arguments: list[Any] = head.copy()
                 for task in chunk:
+                    values = self._varying(task)
+                    sent[task.job_id] = (task, values)
                     arguments.append(task.job_id)
                     if with_meta:
                         arguments.append(self.serializer.dumps(dict(task.meta)))
-                    arguments.extend(self._varying(task))
+                    arguments.extend(values)
                 for task, answer in zip(chunk, self._script(rq_scripts.STAGE, lease, arguments), strict=True):
                     if answer == b"M":
                         marked.append(task.job_id)
@@ -194,6 +213,7 @@ class RqQueues:
                         foreign.append(task.job_id)
                     else:
                         found[task.job_id] = answer.decode()
+        self._sent = sent
         return Staged(found, foreign, marked)
 
     def digests(self, tasks: Sequence[Task]) -> dict[str, str]:
@@ -201,6 +221,7 @@ class RqQueues:
         result = {}
         heads: dict[tuple[str, int], bytes] = {}
         sha1 = hashlib.sha1
+        sent = self._sent
         for task in tasks:
             key = (task.queue, self._retries_left(task))
             head = heads.get(key)
@@ -208,9 +229,10 @@ class RqQueues:
                 names, shared, fields = self._prototype(*key)
                 fixed = dict(zip(names, shared, strict=False))
                 head = heads[key] = b"\x1f".join(fixed[f] for f in fields if f not in _VARYING)
-            result[task.job_id] = sha1(
-                head + b"\x1f" + b"\x1f".join(self._varying(task)), usedforsecurity=False
-            ).hexdigest()
+            kept = sent.get(task.job_id)
+            # What was sent a moment ago need not be made again; any other task is.
+            values = kept[1] if kept is not None and kept[0] is task else self._varying(task)
+            result[task.job_id] = sha1(head + b"\x1f" + b"\x1f".join(values), usedforsecurity=False).hexdigest()
         return result
 
     def _retries_left(self, task: Task) -> int:
@@ -250,8 +272,7 @@ class RqQueues:
 
     def _varying(self, task: Task) -> tuple[bytes, bytes, bytes]:
         """The fields that differ from the prototype, as RQ writes them. A re-keyed id goes along as an argument's comment."""
-        stamp = datetime.fromtimestamp(task.created, UTC)
-        created = f"{stamp:%Y-%m-%dT%H:%M:%S}.{stamp.microsecond:06d}Z"
+        created = datetime.fromtimestamp(task.created, UTC).isoformat("T", "microseconds")[:26] + "Z"
         payload = self.serializer.dumps((self.target.function, None, task.args, {}))
         text = (
             f"{self.target.function}({', '.join(map(repr, task.args))})"
@@ -260,7 +281,7 @@ class RqQueues:
         )
         if task.meta:
             text = f"{text} [{task.id}]"
-        return created.encode(), compress(payload, 1), text[:500].encode()
+        return created.encode(), deflated(payload), text[:500].encode()
 
     def discard(self, lease: Lease, job_ids: Sequence[str]) -> int:
         """See the port."""
@@ -285,6 +306,7 @@ class RqQueues:
             f"{now:%Y-%m-%dT%H:%M:%S.%f}Z",
             batch,
             self.batch_key,
+            self._activated,
         ]
         for task in tasks:
             arguments += (
@@ -295,6 +317,7 @@ class RqQueues:
         answer = self._script(rq_scripts.ACTIVATE, lease, arguments)
         if len(answer) > 1:
             raise StagesGone(int(answer[0]), [job_id.decode() for job_id in answer[1:]], place(self.client))
+        self._activated = batch
         return int(answer[0])
 
     def unmark(self, lease: Lease, job_ids: Sequence[str]) -> int:
@@ -541,6 +564,19 @@ class RqQueues:
             where=place(self.client),
             next_step="look at the disk of the Redis host.",
         )
+
+
+def deflated(payload: bytes) -> bytes:
+    """A zlib stream of the payload, as RQ keeps it. Short ones are stored: setting a compressor up costs far more than it saves."""
+    size = len(payload)
+    if size > _STORED:
+        return compress(payload, 1)
+    return b"\x78\x01\x01%b%b%b%b" % (
+        size.to_bytes(2, "little"),
+        (size ^ 0xFFFF).to_bytes(2, "little"),
+        payload,
+        adler32(payload).to_bytes(4, "big"),
+    )
 
 
 def _bytes(value: object) -> bytes:

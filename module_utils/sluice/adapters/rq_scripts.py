@@ -60,14 +60,16 @@ return out
 )
 
 #: ARGV: 3 job key prefix; 4 queue key prefix; 5 scheduled registry prefix; 6 key of the set of queues; 7 now (ISO);
-#: 8 batch number; 9 key of the last batch; then per job: id, queue, score ('' = due).
+#: 8 batch number; 9 key of the last batch; 10 the batch that the caller knows to be activated; then per job: id,
+#: queue, score ('' = due). A store behind the caller's knowledge was restarted without its last writes: it is refused.
 #: Answers: the number made runnable, then the ids whose staged hash is gone.
 ACTIVATE = (
     _GUARD
     + """
+if tonumber(redis.call('GET', ARGV[9]) or '0') < tonumber(ARGV[10]) then return redis.error_reply('SLUICE behind') end
 local out, count = {0}, 0
 local lists, order, members = {}, {}, {}
-for at = 10, #ARGV, 3 do
+for at = 11, #ARGV, 3 do
   local id, queue, score = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   if redis.call('SISMEMBER', KEYS[3], id) == 0 then
     local key = ARGV[3] .. id

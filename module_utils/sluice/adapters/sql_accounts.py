@@ -182,7 +182,7 @@ class SqlAccounts:
 
 
 def _native_hash(password: str) -> str:
-    """The digest that the server keeps for mysql_native_password: SHA-1 of SHA-1, a format that is not ours to choose."""
+    """The digest that the server keeps for mysql_native_password: SHA-1 of SHA-1, not ours to choose."""
     inner = hashlib.sha1(password.encode(), usedforsecurity=False).digest()
     return "*" + hashlib.sha1(inner, usedforsecurity=False).hexdigest().upper()
 

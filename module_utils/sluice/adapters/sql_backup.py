@@ -1,7 +1,7 @@
 """A consistent dump of the mapped tables, proved by restoring it into a scratch schema.
 
-What the proof says on live traffic: two snapshots enclose the dump's own, and every row that is the same in both must be
-in the restored copy, byte for byte. Rows that changed between the two snapshots are counted in the reading.
+What the proof says on live traffic: two snapshots enclose the dump's own, and every row that is the same in both must
+be in the restored copy, byte for byte. Rows that changed between the two snapshots are counted in the reading.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
@@ -169,15 +169,14 @@ class SqlBackup:
             Check(
                 "backup_sql",
                 Verdict.PASSED,
-                f"{', '.join(wanted)} in {DATA} ({data.bytes} bytes), restored into {schema} and dropped; {STRUCTURE} has "
-                "the definitions with triggers, which the trial restore leaves out",
+                f"{', '.join(wanted)} in {DATA} ({data.bytes} bytes), restored into {schema} and dropped; {STRUCTURE} "
+                "has the definitions with triggers, which the trial restore leaves out",
             )
         )
         return Taken([data, structure], checks)
 
     def _database(self) -> str:
-        assert self.engine.url.database  # sql_connect refuses a URL without one
-        return self.engine.url.database
+        return str(self.engine.url.database)  # sql_connect refuses a URL without one
 
     def _describe(self, wanted: Sequence[str]) -> list[_Table]:
         columns = _information(
@@ -214,7 +213,7 @@ class SqlBackup:
             raise StoreError(
                 f"the scratch schema for the trial restore cannot be made: {error.what}",
                 where=place(self.scratch),
-                next_step=f"GRANT ALL PRIVILEGES ON `{pattern}`.* to the mover, name another server for the trial restore, "
+                next_step=f"GRANT ALL PRIVILEGES ON `{pattern}`.* to the mover, name another server for the trial, "
                 "or attest a backup of your own.",
             ) from error
         try:
@@ -254,8 +253,8 @@ class SqlBackup:
                 gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed,
                 _child(command, complaints, stdout=subprocess.PIPE) as child,
             ):
-                assert child.stdout is not None
-                while piece := child.stdout.read(_PIECE):
+                output = cast(IO[bytes], child.stdout)
+                while piece := output.read(_PIECE):
                     packed.write(piece)
                     tail = (tail + piece)[-200:]
                     done += len(piece)
@@ -281,18 +280,21 @@ class SqlBackup:
             f"--database={schema}",
         ]
         done = 0
-        with tempfile.TemporaryFile(dir=dump.parent) as complaints, gzip.open(dump, "rb") as content:
-            with _child(command, complaints, stdin=subprocess.PIPE) as child:
-                assert child.stdin is not None
-                try:
-                    while piece := content.read(_PIECE):
-                        child.stdin.write(piece)
-                        done += len(piece)
-                        heard(done)
-                    child.stdin.close()
-                except BrokenPipeError:
-                    child.wait()  # it ended by itself; what it said is in its complaints
-                _ended(child, complaints, f"trial restore into {schema}")
+        with (
+            tempfile.TemporaryFile(dir=dump.parent) as complaints,
+            gzip.open(dump, "rb") as content,
+            _child(command, complaints, stdin=subprocess.PIPE) as child,
+        ):
+            entry = cast(IO[bytes], child.stdin)
+            try:
+                while piece := content.read(_PIECE):
+                    entry.write(piece)
+                    done += len(piece)
+                    heard(done)
+                entry.close()
+            except BrokenPipeError:
+                child.wait()  # it ended by itself; what it said is in its complaints
+            _ended(child, complaints, f"trial restore into {schema}")
         with dump.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
                 raise StoreError("the dump changed while it was restored.", where=str(dump), next_step="prepare again.")
@@ -387,7 +389,7 @@ def _compare(
     if moving:
         text += f"; {moving} versions of rows changed during the dump and were not compared one by one"
     if missing:
-        text = f"{missing} of {proved} rows that did not change during the dump are missing or different in the restored copy"
+        text = f"{missing} of {proved} rows unchanged during the dump are missing or different in the restored copy"
     return Check.of(
         f"backup_sql_restored_{table.name}", not missing, text, "prepare again; if it repeats, attest another backup"
     )
@@ -473,8 +475,9 @@ def _ended(child: subprocess.Popen[bytes], complaints: IO[bytes], where: str) ->
     complaints.seek(0)
     text = complaints.read(4000).decode("utf-8", "replace").strip()
     if status != 0:
+        program = Path(str(child.args[0] if isinstance(child.args, list) else child.args)).name
         raise StoreError(
-            f"{Path(str(child.args[0] if isinstance(child.args, list) else child.args)).name} ended with {status}: {text}",
+            f"{program} ended with {status}: {text}",
             where=where,
             next_step="see its message; the rights that the mover needs are in docs/mapping.md.",
         )

@@ -132,7 +132,7 @@ class Compiler:
             # UNIX_TIMESTAMP knows the summer times of a zone, but only the years 1970 to 2037.
             known = sa.and_(column >= sa.text("'1970-01-02'"), column < sa.text("'2038-01-01'"))
             wall = sa.func.timestampdiff(sa.text("MICROSECOND"), sa.text("'1970-01-01'"), column)
-            offset = sa.literal_column("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), NOW(6))")
+            offset: sa.ColumnElement[int] = sa.literal_column("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), NOW(6))")
             return sa.case(
                 (known, sa.cast(sa.func.unix_timestamp(column) * 1_000_000, sa.BigInteger)), else_=wall - offset
             )

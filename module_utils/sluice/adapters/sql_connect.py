@@ -15,8 +15,8 @@ from ..core.errors import StoreError
 
 #: Seconds a statement waits for a row lock: shorter than the interval between two progress lines.
 LOCK_WAIT_SECONDS = 8
-#: Seconds after which MariaDB ends a writing transaction whose client has fallen silent: a frozen mover must not keep the
-#: lease and its rows locked. Shorter than a lock wait, so that whoever takes over gets through at the first try.
+#: Seconds after which MariaDB ends a writing transaction whose client has fallen silent: a frozen mover must not keep
+#: the lease and its rows locked. Shorter than a lock wait, so that whoever takes over gets through at the first try.
 SILENCE_SECONDS = 6
 
 _DEADLOCK = 1213
@@ -79,14 +79,20 @@ def place(engine: Engine) -> str:
     return f"database {url.database} at {url.host}:{url.port or 3306}"
 
 
+def _code(error: exc.DBAPIError) -> int:
+    """The server's number for an error, 0 when it has none."""
+    args: tuple[object, ...] = getattr(error.orig, "args", ())
+    return args[0] if args and isinstance(args[0], int) else 0
+
+
 @contextlib.contextmanager
 def speaking(engine: Engine) -> Iterator[None]:
     """Turn driver errors into a StoreError that says where it happened and what to do."""
     try:
         yield
     except exc.DBAPIError as error:
-        args = getattr(error.orig, "args", ())
-        code = args[0] if args and isinstance(args[0], int) else 0
+        args: tuple[object, ...] = getattr(error.orig, "args", ())
+        code = _code(error)
         text = str(args[1]) if len(args) > 1 else str(error.orig)
         raise StoreError(f"{text} (error {code})", where=place(engine), next_step=_ADVICE.get(code, "")) from error
 
@@ -122,7 +128,7 @@ def again_after_deadlock(write: Callable[P, R]) -> Callable[P, R]:
                 return write(*arguments, **named)
             except StoreError as error:
                 cause = error.__cause__
-                if not isinstance(cause, exc.DBAPIError) or getattr(cause.orig, "args", (0,))[0] != _DEADLOCK:
+                if not isinstance(cause, exc.DBAPIError) or _code(cause) != _DEADLOCK:
                     raise
         return write(*arguments, **named)
 

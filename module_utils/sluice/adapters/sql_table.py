@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -21,6 +23,11 @@ from .sql_connect import again_after_deadlock, reading, skip_locked, transaction
 from .sql_connect import place as address
 
 _IDS = "ids"
+_TASK_IDS = "task_ids"
+#: How many ids are read ahead at once, some MiB of them.
+READ_AHEAD = 50_000
+#: A search for the next batch that took longer has no index to follow (seconds).
+_SLOW_PICK = 0.25
 #: Words of an assignment that stand for a value of the moment.
 _STANDING_IN = ("$token", "$now", "$null")
 #: One INSERT into the ledger for a whole batch: its rows go between the two halves.
@@ -48,6 +55,9 @@ class SqlTable:
         self.source = mapping.source
         self._live: LiveTable | None = None
         self._exhausted: set[Place] = set()
+        self._reads_ahead = mapping.source.hold.kind == "companion"
+        self._ahead: dict[Place, deque[object]] = {Place.READY: deque(), Place.DELAYED: deque()}
+        self._looked: set[Place] = set()
         self._past_return = False
 
     # -- shape --------------------------------------------------------------------------------------------------
@@ -243,15 +253,20 @@ class SqlTable:
         _ = self.live
         return sa.collate(sa.func.convert(self._id.op("USING")(sa.literal_column("utf8mb4"))), "utf8mb4_bin")
 
-    def _marked(self, *marks: Mark) -> Clause:
-        """Whether the ledger has marked this row with one of the marks."""
-        return sa.exists(
-            sa.select(sa.literal(1)).where(
-                task_table.c.system == self.mapping.system,
-                task_table.c.task_id == self._task_id(),
-                task_table.c.mark.in_([m.value for m in marks]),
-            )
-        ).correlate(self._clause)
+    def _marked(self, *marks: Mark, among: bool = False) -> Clause:
+        """Whether the ledger has marked this row with one of the marks.
+
+        With ``among`` only the marks of the statement's own ids are read: a server that looks them all up first would
+        take longer with every row moved.
+        """
+        mark = sa.select(sa.literal(1)).where(
+            task_table.c.system == self.mapping.system,
+            task_table.c.task_id == self._task_id(),
+            task_table.c.mark.in_([m.value for m in marks]),
+        )
+        if among:
+            mark = mark.where(task_table.c.task_id.in_(sa.bindparam(_TASK_IDS, expanding=True)))
+        return sa.exists(mark).correlate(self._clause)
 
     def _decided(self) -> Clause:
         """Held, or settled since the row was claimed: a hold by columns that no resume and no undo touches."""
@@ -283,10 +298,12 @@ class SqlTable:
         ended = sa.or_(*[self._own(place) for place in (Place.FINISHED, Place.FAILED, Place.CANCELLED)])
         return sa.and_(*words, ended) if words else sa.false()
 
-    def _circulating(self, place: Place) -> Clause:
+    def _circulating(self, place: Place, *, among: bool = False) -> Clause:
         """Rows that a claim may take from: the place, less what the ledger has already taken (companion holds)."""
         own = self._own(place)
-        return sa.and_(own, ~self._marked(*Mark)) if self.companion else own
+        if self.companion:
+            own = sa.and_(own, ~self._marked(*Mark, among=among))
+        return sa.and_(own, self._among()) if among else own
 
     def _own_place(self) -> sa.ColumnElement[str]:
         """The one place whose predicate holds; 'unknown' when none or several do."""
@@ -327,6 +344,7 @@ class SqlTable:
     def claim(self, lease: Lease, limit: int) -> Claim:
         """See the port. A locking read picks the rows, an update by id takes them: a compare-and-set under row locks."""
         _ = self.live
+        self._look_ahead()
         with transaction(self.engine) as connection:
             now = lock_lease(connection, lease)
             for place in (Place.CLAIMED, Place.READY, Place.DELAYED):
@@ -349,18 +367,74 @@ class SqlTable:
 
     def _pick(self, connection: Connection, lease: Lease, place: Place, limit: int) -> Sequence[Sequence[Any]]:
         if place is not Place.CLAIMED:
-            return self._select(connection, lease, self._circulating(place), limit, skip_locked(connection))
+            return self._pick_circulating(connection, lease, place, limit)
         rows = self._select(connection, lease, self._left_behind(self._own(place)), limit, "")
         if not rows and not self.companion:
             rows = self._select(connection, lease, self._left_behind(self._ended_under_hold()), limit, "")
         return rows
 
+    def _pick_circulating(
+        self, connection: Connection, lease: Lease, place: Place, limit: int
+    ) -> Sequence[Sequence[Any]]:
+        """The next rows in claim order, locked; by ids read ahead where the order cannot be had from an index.
+
+        Rows of a companion hold keep their words: a search from the start passes all that were moved before, and a
+        sort reads and locks every ready row. Both would cost the same for a small batch as for a large one.
+        """
+        hint = skip_locked(connection)
+        if not self._reads_ahead:
+            begun = time.monotonic()
+            rows = self._select(connection, lease, self._circulating(place), limit, hint)
+            self._reads_ahead = time.monotonic() - begun > _SLOW_PICK
+            return rows
+        ahead, condition = self._ahead[place], self._circulating(place, among=True)
+        while ahead or place not in self._looked:
+            if not ahead:
+                self._read_ahead(place)
+            keys = [ahead.popleft() for _ in range(min(limit, len(ahead)))]
+            # What was read ahead is only a hint: the row must still be there to take.
+            rows = self._select(connection, lease, condition, limit, hint, keys) if keys else ()
+            if rows:
+                return rows
+        return ()
+
+    def _search_anew(self) -> None:
+        """Rows came back into circulation: what was read before says nothing about them."""
+        self._exhausted.clear()
+        for ahead in self._ahead.values():
+            ahead.clear()
+
+    def _look_ahead(self) -> None:
+        """Read ahead before the transaction, so that nothing is locked meanwhile."""
+        self._looked.clear()
+        for place in (Place.READY, Place.DELAYED):
+            if self._reads_ahead and place not in self._exhausted:
+                if not self._ahead[place]:
+                    self._read_ahead(place)
+                if self._ahead[place]:
+                    return
+
+    def _read_ahead(self, place: Place) -> None:
+        self._looked.add(place)
+        query = sa.select(self._id).where(self._circulating(place)).order_by(*self._order).limit(READ_AHEAD)
+        with reading(self.engine) as connection:
+            self._ahead[place].extend(row[0] for row in connection.execute(query))
+
     def _select(
-        self, connection: Connection, lease: Lease, condition: Clause, limit: int, hint: str
+        self,
+        connection: Connection,
+        lease: Lease,
+        condition: Clause,
+        limit: int,
+        hint: str,
+        keys: Sequence[object] = (),
     ) -> Sequence[Sequence[Any]]:
         query = sa.select(*self._task_columns()).where(condition).order_by(*self._order).limit(sa.bindparam("n"))
         query = query.with_for_update(skip_locked=bool(hint), of=self._clause if self.companion and not hint else None)
-        return connection.execute(query, {"n": limit, "token": lease.token}).all()
+        parameters: dict[str, object] = {"n": limit, "token": lease.token}
+        if keys:
+            parameters |= {_IDS: keys, _TASK_IDS: [str(key) for key in keys]}
+        return connection.execute(query, parameters).all()
 
     def _task_columns(self) -> list[sa.ColumnElement[Any]]:
         """What :meth:`_read` makes a task of, in its order."""
@@ -693,7 +767,7 @@ class SqlTable:
                     .values(self._values(self.source.hold.back)),
                     {"token": lease.token},
                 )
-        self._exhausted.clear()
+        self._search_anew()
         return int(done.rowcount)
 
     def give_back(self, lease: Lease, ids: Sequence[str], *, requeue: bool = False) -> int:
@@ -718,7 +792,7 @@ class SqlTable:
                         task_table.c.system == self.mapping.system, task_table.c.task_id.in_(held)
                     )
                 )
-        self._exhausted.clear()
+        self._search_anew()
         return len(held)
 
     @again_after_deadlock
@@ -841,7 +915,9 @@ class SqlTable:
         there = (
             sa.select(sa.func.count())
             .select_from(self._clause)
-            .join(baseline_table, sa.and_(baseline_table.c.run_id == run_id, baseline_table.c.task_id == self._task_id()))
+            .join(
+                baseline_table, sa.and_(baseline_table.c.run_id == run_id, baseline_table.c.task_id == self._task_id())
+            )
         )
         with reading(self.engine) as connection:
             return int(connection.scalar(remembered) or 0) - int(connection.scalar(there) or 0)

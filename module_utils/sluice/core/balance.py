@@ -112,6 +112,9 @@ def account(seen: Evidence, rules: Rules) -> Account:
         return _fault(seen, f"claimed at the source and {home} at the target") if home else Account(seen.id, Term.HELD)
     if seen.place is Place.UNKNOWN:
         return _fault(seen, "its row meets no predicate of the mapping, or more than one")
+    if home is not None and Home.BODILESS in seen.homes:
+        # A worker drops an entry without its hash, and says nothing.
+        return _fault(seen, f"{home} at the target without its job")
     if home is not None:
         return Account(seen.id, _LIVE[home])
     if seen.place is Place.RUNNING:

@@ -170,7 +170,7 @@ def sql_checks(seen: SqlReadings, tables: Sequence[str]) -> list[Check]:
             _or_unread(
                 seen.replica, lambda on: "the server is a replica" if on else "the server replicates from nobody"
             ),
-            "point the database URL at the primary; to read it the mover needs SLAVE MONITOR (MySQL: REPLICATION CLIENT)",
+            "point the database URL at the primary; to read it the mover needs SLAVE MONITOR or REPLICATION CLIENT",
         ),
         _privileges(seen),
         _disk(seen),
@@ -262,7 +262,9 @@ def _other_keys(seen: RedisReadings, shared_note: str) -> Check:
     )
     if seen.foreign_seen:
         examples = ", ".join(seen.foreign_examples)
-        reading = f"{seen.foreign_seen} of {seen.keys_seen} keys looked at in database {seen.database} are of others: {examples}"
+        reading = (
+            f"{seen.foreign_seen} of {seen.keys_seen} keys seen in database {seen.database} are of others: {examples}"
+        )
         if shared_note.strip():
             return Check(name, Verdict.PASSED, f"{reading}; shared by setting: {shared_note.strip()}")
         return Check(name, Verdict.FAILED, reading, step)

@@ -48,7 +48,7 @@ def recover(given: Given) -> Result:
     if not gate.open:
         return {**gate_result(gate, changed=True), "placed": 0, "held": 0}
     if stamp != run.generation:
-        system.target.restamp(lease)
+        system.target.restamp(lease, system.ledger.next_batch(lease) - 1)
     begun = system.clock.monotonic()
     renewed = begun
 

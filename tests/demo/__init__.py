@@ -1,0 +1,1 @@
+"""What ``scripts/demo`` runs: the migration of the lab under live traffic, and the oracle's verdict on it."""

@@ -1,0 +1,166 @@
+"""A transfer under live traffic: users submit and cancel, RQ workers of both kinds and guarded pollers work throughout.
+
+The size of the backlog is 20,000 with SLUICE_TEST_FULL=1, or what SLUICE_LIVE_TASKS says; a fifth is submitted on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from captions import control, tasks
+from captions.database import in_transaction, make_engine
+from captions.outbox import RQPlacer, Sweeper, place_row
+from faults.scene import FULL, Scene, until
+from oracle.effects import read_effects
+from oracle.journal import Journal
+from oracle.pace import Crew, Pace
+from oracle.stores import TableFacts, unfinished
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
+
+TASKS = int(os.environ.get("SLUICE_LIVE_TASKS", "20000" if FULL else "2000"))
+SUBMITTED = TASKS // 5
+POLLED = TASKS // 20
+#: Tasks a second: the transfer lasts about this long, so that everything else happens during it.
+TRANSFER_SECONDS = max(6.0, TASKS / 1000)
+WEIGHTS = (1, 2, 6, 1)
+CANCEL_SHARE = 0.05
+FIRST_USER = 1_000_000
+
+
+class Users:
+    """Submit through the application's own code, as its web process does, and cancel some; everything goes to a log."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.engine = make_engine(scene.database_url, connections=6)
+        self.images = scene.images
+        self.journal = Journal(scene.accepted)
+        self.placer = RQPlacer(scene.redis_url, "rq")
+        self.sweeper = Sweeper(self.engine, self.placer)
+        self.stop = threading.Event()
+        self.pace = Pace(SUBMITTED / TRANSFER_SECONDS, self.stop, count=SUBMITTED)
+        self.crew = Crew(self._submit, 2, self.stop)
+        self.custodies: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Users come, and the outbox is swept."""
+        self.sweeper.start()
+        self.crew.start()
+
+    def join(self) -> None:
+        """Wait until all have submitted."""
+        self.crew.join()
+
+    def close(self) -> None:
+        """End the sweeper and the log."""
+        self.stop.set()
+        self.sweeper.end()
+        self.sweeper.join()
+        self.journal.close()
+        self.engine.dispose()
+
+    def _submit(self) -> None:
+        chance = random.Random()
+        while (number := self.pace.turn()) is not None:
+            user = FIRST_USER + number
+            priority = chance.choices(tasks.PRIORITIES, WEIGHTS)[0]
+            image = self.images[number % len(self.images)]
+            task, custody = tasks.submit(
+                self.engine, rq_usable=True, user_id=user, image=image, priority=priority, delay_seconds=0
+            )
+            self.custodies[custody] += 1
+            self.journal.append({"task": task, "user": user, "priority": priority, "at": time.time()})
+            if custody == "rq":
+                place_row(self.engine, self.placer, task)
+            if chance.random() < CANCEL_SHARE:
+                self._cancel(task)
+
+    def _cancel(self, task: str) -> None:
+        try:
+            tasks.cancel(self.engine, task)
+            status = 200
+        except tasks.TaskStateConflict:
+            status = 409
+        self.journal.append({"cancel": task, "status": status, "at": time.time()})
+
+
+def cancel_some_of_the_backlog(users: Users, ids: list[str], stop: threading.Event) -> None:
+    """Old tasks are cancelled too, wherever the transfer has them at that moment."""
+    for task in ids:
+        if stop.wait(TRANSFER_SECONDS / len(ids)):
+            return
+        users._cancel(task)
+
+
+def runners(scene: Scene) -> Counter[str]:
+    """Completed effects by kind of worker: `db` for pollers, `rq/simple`, `rq/forking`."""
+    found: Counter[str] = Counter()
+    for history in read_effects([scene.effects]).tasks.values():
+        for mark in history.ends:
+            side, name, _ = mark.runner.split("/", 2)
+            found[side if side == "db" else f"rq/{name.split('-', 1)[0]}"] += 1
+    return found
+
+
+def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
+    began = time.monotonic()
+    scene.seed(TASKS)
+    backlog = scene.seeded.read_text().split()
+    users = Users(scene)
+    ended = scene.directory / "submissions-ended"
+    pollers = [scene.start("captions.legacy", "--name", f"legacy-{number}") for number in range(2)]
+    workers = [scene.start_worker(f"simple-{n}", "urgent", "high", "normal", burst=False) for n in range(2)]
+    workers += [scene.start_worker(f"forking-{n}", "low", simple=False, burst=False) for n in range(2)]
+    with contextlib.closing(users):
+        until(lambda: runners(scene)["db"] > 0, what="the first polled task")
+        mover = scene.start_mover("--follow", str(ended), "--rate", str(TASKS / TRANSFER_SECONDS), "--batch", "200")
+        users.start()
+        chosen = random.Random(1).sample(backlog, max(1, TASKS // 100))
+        cancelling = Crew(lambda: cancel_some_of_the_backlog(users, chosen, users.stop), 1, users.stop)
+        cancelling.start()
+
+        for share in (30, 100):
+            mark = SUBMITTED * share // 200
+            until(lambda mark=mark: sum(users.custodies.values()) >= mark, 120, "submissions")  # type: ignore[misc]
+            in_transaction(users.engine, lambda connection, share=share: control.set_route(connection, share))  # type: ignore[misc]
+        until(lambda: runners(scene)["db"] >= POLLED, 120, "polled tasks")
+        in_transaction(users.engine, lambda connection: control.set_polling(connection, False))
+        for process in pollers:
+            process.send_signal(signal.SIGTERM)
+        for process in pollers:
+            assert scene.ending_of_worker(process) == 0, scene.log_of(process)
+        users.join()
+        cancelling.join()
+        ended.touch()
+        ending = scene.ending(mover, 300)
+        assert ending.status == 0, (ending.report, ending.stderr)
+        moved_after = time.monotonic() - began
+
+        until(lambda: not unfinished(scene.database_url, TableFacts()), 600, "the end of all tasks")
+        for process in workers:
+            process.send_signal(signal.SIGTERM)
+        for process in workers:
+            assert scene.ending_of_worker(process) == 0, scene.log_of(process)
+
+    verdict = scene.verdict(seconds=10)
+    by = runners(scene)
+    counts = f"moved {ending.report['moved']}, cancelled under way {ending.report['lost']}"
+    print(f"{counts}, by {dict(by)}, submitted to {dict(users.custodies)}")
+    print(f"transfer over after {moved_after:.1f} s, all done after {time.monotonic() - began:.1f} s")
+    print(verdict.table())
+    assert verdict.clean, verdict.table()
+    assert (ending.report["held"], scene.staged()) == (0, set())
+    assert by["db"] >= POLLED
+    assert by["rq/forking"] >= TASKS // 11
+    assert by["rq/simple"] + by["rq/forking"] >= TASKS * 9 // 10
+    assert verdict.figures["cancellations_confirmed"] > 0
+    assert users.custodies["db"] > 0 < users.custodies["rq"]
+    assert verdict.figures["starts"] == verdict.figures["ends"] == by.total()
