@@ -1,4 +1,4 @@
-"""Private MariaDB and Redis for tests: started once for a session, a fresh database and an empty Redis for each test."""
+"""Private MariaDB and Redis for tests: one of each a session, a fresh database and an empty Redis for each test."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ansible.module_utils.sluice.core import mapping as mappings
 from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.core.tasks import Lease
 from ansible.module_utils.sluice.ports.ledger import Run
+
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,13 +72,13 @@ def database_url(mariadb: PrivateMariaDB) -> Iterator[str]:
 
 
 @pytest.fixture
-def redis_url(redis_server: PrivateRedis) -> Iterator[str]:
+def redis_url(redis_server: PrivateRedis) -> str:
     """The URL of an empty Redis."""
     if not redis_server.running:
         redis_server.start()
     client = redis_connect.connect(redis_server.url())
     client.flushall()
-    yield redis_server.url()
+    return redis_server.url()
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def open_ends(database_url: str, redis_url: str, mapping: mappings.TaskMapping) 
     engine = sql_connect.connect(database_url)
     ledger = SqlLedger(engine, mapping.system)
     ledger.install()
-    run = Run("run-1", mapping.system, "forward", "tester", Phase.OPENED, "", "", "stamp-1", datetime.now(UTC), None, {})
+    run = Run(
+        "run-1", mapping.system, "forward", "tester", Phase.OPENED, "", "", "stamp-1", datetime.now(UTC), None, {}
+    )
     ledger.start_run(run)
     engine.dispose()
     return attach(database_url, redis_url, mapping, run, "first")

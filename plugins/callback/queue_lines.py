@@ -55,12 +55,18 @@ class CallbackModule(Default):
         elif not _validates(result.task) or self._display.verbosity:
             super().v2_runner_on_skipped(result)
 
-    def _handle_warnings_and_exception(self, result: Any) -> None:
-        """Show a crash with its traceback; a refusal is the message that follows, so its place in YAML is for -v."""
-        message = _ours(result.task) or result.task.action in _MESSAGES
-        if message and not self._display.verbosity and result.result.get("exception", "") in ("", _NO_TRACEBACK):
-            result.result.pop("exception", None)
-        super()._handle_warnings_and_exception(result)
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Show a refusal as its message alone; a crash, and everything under -v, as Ansible does."""
+        told = (_ours(result.task) or result.task.action in _MESSAGES) and "msg" in result.result
+        crashed = result.result.get("exception", _NO_TRACEBACK) != _NO_TRACEBACK
+        if not told or crashed or result.task.loop or self._display.verbosity:
+            super().v2_runner_on_failed(result, ignore_errors)
+            return
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        text = f"fatal: [{self.host_label(result)}]: {result.result['msg']}"
+        to_stderr = self.get_option("display_failed_stderr")
+        self._display.display(text, color=constants.COLOR_ERROR, stderr=to_stderr)
 
 
 def _validates(task: Any) -> bool:

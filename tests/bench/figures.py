@@ -32,10 +32,10 @@ def table(figures: list[Figure]) -> str:
         aim = "" if figure.aim is None else f"{figure.aim[0]} {_number(figure.aim[1])}"
         verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
         lines.append((figure.key, value, aim, verdict, figure.note))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    first, second, third, fourth = (max(len(line[column]) for line in lines) for column in range(4))
     return "\n".join(
-        f"{line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:<{widths[3]}}  {line[4]}".rstrip()
-        for line in lines
+        f"{key:<{first}}  {value:>{second}}  {aim:>{third}}  {verdict:<{fourth}}  {note}".rstrip()
+        for key, value, aim, verdict, note in lines
     )
 
 

@@ -47,9 +47,7 @@ def measure(stores: Stores, tasks: int, say: Callable[[str], None]) -> list[Figu
             ends.source.engine.dispose()
 
         found["transfer"] = _probe(stores, url, "transfer", transfer)
-        say(
-            f"latency: during a transfer of {seconds:.1f} s, {found['transfer'].probes} submissions: {_words(found['transfer'])}"
-        )
+        say(f"latency: during a transfer of {seconds:.1f} s: {_words(found['transfer'])}")
     figures = []
     for mode, summary in found.items():
         note = f"{summary.probes} submissions, {summary.turned_away_probes} turned away"

@@ -58,8 +58,8 @@ def main(step: str) -> None:
         ends = attach_ends(where)
         verification = Verification(ends.source, ends.target, ends.ledger, SystemClock(), ends.mapping, ends.run.id)
         balance = verification.balance().balance
-        if balance.violations:
-            raise RuntimeError(f"{balance.violations} ids break the balance: its memory means nothing")
+        if not balance.holds:
+            raise RuntimeError(f"{balance.fault_count} ids break the balance: its memory means nothing")
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024)
 

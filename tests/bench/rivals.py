@@ -1,4 +1,4 @@
-"""What the transfer is measured against: an enqueue loop, `enqueue_many` in thousands, and the stores' own bulk limits."""
+"""What the transfer is measured against: a loop of enqueues, `enqueue_many` in thousands, the stores' bulk limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def enqueue_loop(stores: Stores, where: Addresses, count: int) -> float:
         for task_id, priority in cursor.fetchall():
             queues[priority].enqueue(FUNCTION, args=(task_id,), job_id=task_id, job_timeout=TIMEOUTS[priority])
             cursor.execute(
-                "UPDATE caption_tasks SET custody = 'rq', enqueued_at = UTC_TIMESTAMP(6) WHERE id = %s AND custody = 'db'",
+                "UPDATE caption_tasks SET custody = 'rq', enqueued_at = UTC_TIMESTAMP(6) "
+                "WHERE id = %s AND custody = 'db'",
                 (task_id,),
             )
             connection.commit()

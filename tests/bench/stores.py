@@ -38,9 +38,9 @@ _MAPPING = ROOT / "inventories" / "lab" / "mapping.yml"
 #: Ids as random as the application's own, priorities 1:2:6:1, one millisecond between two submissions.
 _SEED = (
     "INSERT INTO caption_tasks (id, user_id, priority, image_path, available_at, created_at, custody) SELECT "
-    "CONCAT(SUBSTR(h, 1, 8), '-', SUBSTR(h, 9, 4), '-4', SUBSTR(h, 14, 3), '-a', SUBSTR(h, 18, 3), '-', SUBSTR(h, 21)), "
-    "10000000 + seq, ELT(1 + seq * 7 %% 10, 'urgent', 'high', 'high', 'normal', 'normal', 'normal', 'normal', 'normal', "
-    "'normal', 'low'), 'image-01.png', t, t, 'db' FROM (SELECT seq, MD5(seq) h, "
+    "CONCAT(SUBSTR(h, 1, 8), '-', SUBSTR(h, 9, 4), '-4', SUBSTR(h, 14, 3), '-a', SUBSTR(h, 18, 3), '-', "
+    "SUBSTR(h, 21)), 10000000 + seq, ELT(1 + seq * 7 %% 10, 'urgent', 'high', 'high', 'normal', 'normal', 'normal', "
+    "'normal', 'normal', 'normal', 'low'), 'image-01.png', t, t, 'db' FROM (SELECT seq, MD5(seq) h, "
     "UTC_TIMESTAMP(6) - INTERVAL (%s - seq) * 1000 MICROSECOND t FROM seq_%s_to_%s) made"
 )
 _SEED_ROWS = 20_000
@@ -147,7 +147,7 @@ class Ends:
     lease: Lease
 
     def transfer_all(self, pace: Pace | None = None) -> Moved:
-        """Move everything, in slices as the module does. RuntimeError when a slice ends without having moved anything."""
+        """Move everything, in slices as the module does. RuntimeError when a slice ends without progress."""
         transfer = Transfer(
             self.source, self.target, self.ledger, SystemClock(), prove_fence=_fenced, custody_in_row=True, pace=pace
         )
@@ -189,7 +189,7 @@ def attach_ends(where: Addresses) -> Ends:
         raise RuntimeError("no run is open in the benchmark's ledger")
     lease = ledger.take_lease(run, "bench", LEASE_SECONDS)
     source = SqlTable(engine, mapping)
-    ledger.baseline_from(source.baseline_select())
+    ledger.baseline_from(source.baseline_select)
     target = RqQueues(redis_connect.connect(where.redis_url), mapping)
     target.stamp(lease)
     return Ends(mapping, source, target, ledger, run, lease)

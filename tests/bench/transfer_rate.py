@@ -1,4 +1,4 @@
-"""Transfer rate against its rivals, on equal backlogs of one pair of servers, in turns so that drift hurts all alike."""
+"""Transfer rate against its rivals, on equal backlogs and servers, in turns so that drift hurts all alike."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def measure(stores: Stores, tasks: int, repeat: int, say: Callable[[str], None])
         recording = record(stores, where)
     rates: dict[str, list[float]] = {"transfer": [], "loop": [], "enqueue_many": [], "limit": []}
     cpu: list[dict[str, float]] = []
+    limit_cpu: list[dict[str, float]] = []
     parts: list[dict[str, float]] = []
     for number in range(1, repeat + 1):
 
@@ -33,7 +34,9 @@ def measure(stores: Stores, tasks: int, repeat: int, say: Callable[[str], None])
 
         def limit() -> float:
             with stores.backlog(tasks) as where:
+                before = stores.cpu_seconds()
                 parts.append(bulk_limit(stores, where, recording))
+                limit_cpu.append(_used(before, stores.cpu_seconds()))
                 return tasks / sum(parts[-1].values())
 
         def loop() -> float:
@@ -71,7 +74,9 @@ def measure(stores: Stores, tasks: int, repeat: int, say: Callable[[str], None])
             "/s",
             note=f"{min(tasks, _MANY_SAMPLE):,} of them",
         ),
-        Figure("transfer.limit_tasks_per_second", rate["limit"], "/s", note=middle(parts)),
+        Figure(
+            "transfer.limit_tasks_per_second", rate["limit"], "/s", note=f"{middle(parts)}; CPU: {middle(limit_cpu)}"
+        ),
     ]
 
 
@@ -85,4 +90,8 @@ def _transfer(stores: Stores, where: Addresses, tasks: int) -> tuple[float, dict
     ends.source.engine.dispose()
     if moved.moved != tasks or arrived != tasks:
         raise RuntimeError(f"{moved.moved} of {tasks} tasks moved and {arrived} arrived: such a rate means nothing")
-    return moved.seconds, {name: after[name] - before[name] for name in after}
+    return moved.seconds, _used(before, after)
+
+
+def _used(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -343,7 +344,7 @@ class MemoryTargetRig(TargetRig):
 
     def scheduled(self, queue: str) -> dict[str, int]:
         ids = [seen.id for seen in self.target.census() if (seen.place, seen.where) == (Home.SCHEDULED, queue)]
-        return {job_id: int(self.target.etas[job_id]) for job_id in ids}
+        return {job_id: math.ceil(self.target.etas[job_id]) for job_id in ids}
 
     def enter(self, home: Home, queue: str, job_id: str, *, body: bool = True) -> None:
         self.target.enter(home, queue, job_id, body=body)

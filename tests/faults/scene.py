@@ -41,12 +41,14 @@ _TABLES = (
 )
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "the condition") -> None:
+def until(
+    condition: Callable[[], bool], seconds: float = 20.0, what: str = "the condition", every: float = 0.02
+) -> None:
     """Poll a condition; AssertionError when it does not hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} not within {seconds:g} s"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ansible.module_utils.sluice.services import verify as verification
 from ansible.module_utils.sluice.services.recover import NO_WITNESS, STARTED, recover
 from ansible.module_utils.sluice.services.transfer import Transfer
 from ansible.module_utils.sluice.services.verify import Verification
+
 from stores_fixture import Ends
 
 pytestmark = pytest.mark.real
@@ -35,7 +36,8 @@ def fill(ends: Ends, number: int, *, custody: str = "db", status: str = "queued"
     with ends.engine.begin() as connection:
         connection.execute(
             sa.text(
-                "INSERT INTO caption_tasks (id, user_id, status, priority, image_path, available_at, created_at, custody, "
+                "INSERT INTO caption_tasks (id, user_id, status, priority, image_path, available_at, created_at, "
+                "custody, "
                 "enqueued_at) VALUES (:id, :user, :status, 'normal', 'x.png', :at, :at, :custody, :enqueued)"
             ),
             [
@@ -54,9 +56,7 @@ def fill(ends: Ends, number: int, *, custody: str = "db", status: str = "queued"
 
 
 def move_all(ends: Ends) -> None:
-    work = Transfer(
-        ends.source, ends.target, ends.ledger, SystemClock(), prove_fence=lambda: OPEN, custody_in_row=True
-    )
+    work = Transfer(ends.source, ends.target, ends.ledger, SystemClock(), prove_fence=lambda: OPEN, custody_in_row=True)
     assert work.slice(ends.lease, 60).done
 
 
@@ -98,7 +98,7 @@ def test_balance_names_each_id_at_fault(ends: Ends) -> None:
 
 
 def test_flushall_with_half_of_the_tasks_born_in_rq(ends: Ends) -> None:
-    """Redis emptied after the transfer: the gate names what is missing, recovery places it again, started ones are held."""
+    """Redis emptied after the transfer: the gate names what is missing, recovery places it, started ones are held."""
     moved = fill(ends, 60)
     move_all(ends)
     born = fill(ends, 60, custody="rq", user=1000)

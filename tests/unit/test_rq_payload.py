@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 
 import pytest
-
 from ansible.module_utils.sluice.adapters.rq import deflated
 
 

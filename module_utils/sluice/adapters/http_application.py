@@ -75,12 +75,12 @@ class HttpApplication:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SluiceError("'url' must be http:// or https://.", where="queue_canary")
         self._parts = parts
+        self._host = parts.hostname
 
     def submit(self, user: int, priority: str, *, timeout: float = 10.0) -> Submission:
         """Submit one task. An answer that never came has the status 0 and the reason as its detail."""
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        assert self._parts.hostname is not None  # checked when this was made
-        connection = kind(self._parts.hostname, self._parts.port, timeout=timeout)
+        connection = kind(self._host, self._parts.port, timeout=timeout)
         body = {**self.form.body, self.form.user_field: user}
         if priority:
             body[self.form.priority_field] = priority

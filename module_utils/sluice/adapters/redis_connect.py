@@ -95,7 +95,7 @@ def speaking(client: redis.Redis) -> Iterator[None]:
 
 
 class ReadOnlyRedis(redis.Redis):
-    """A client that cannot write: it asks the server which commands carry the ``readonly`` flag and refuses the rest."""
+    """A client that cannot write: it asks the server which commands carry the flag ``readonly`` and refuses others."""
 
     _readonly: frozenset[str] | None = None
 

@@ -1,12 +1,13 @@
 """RQ as the target of a run.
 
-The hash of a job is RQ's own: one prototype of the installed RQ per queue and batch, of which a few fields vary. Reads are
+The hash of a job is RQ's own: a prototype of the installed RQ per queue and batch, of which few fields vary. Reads are
 raw commands, since RQ's own reads clean up as they go.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from collections import defaultdict
@@ -167,13 +168,16 @@ class RqQueues:
             )
         if "SLUICE token" in text and lease is not None:
             return LeaseLost(
-                f"our token {lease.token} is lower than the mirrored one ({text.rsplit(' ', 1)[-1]}). Nothing was written.",
+                f"our token {lease.token} is lower than the mirrored one ({text.rsplit(' ', 1)[-1]}). "
+                "Nothing was written.",
                 where=place(self.client),
-                next_step="look at playbooks/status.yml: another run has taken over, or the database was restored from a backup.",
+                next_step="look at playbooks/status.yml: another run has taken over, or the database was restored "
+                "from a backup.",
             )
         if "SLUICE behind" in text:
             return StoreError(
-                f"batch {self._activated} was activated and is not there any more: Redis was restarted without its last writes.",
+                f"batch {self._activated} was activated and is not there any more: "
+                "Redis was restarted without its last writes.",
                 where=place(self.client),
                 next_step="run the same command again: it places again what was lost and has not started.",
             )
@@ -182,7 +186,7 @@ class RqQueues:
     # -- staging ------------------------------------------------------------------------------------------------
 
     def stage(self, lease: Lease, tasks: Sequence[Task]) -> Staged:
-        """See the port. One Lua call per queue and 500 jobs writes the hashes and answers with digests of what it re-read."""
+        """See the port. One Lua call per queue and 500 jobs writes the hashes and answers with their digests."""
         found: dict[str, str] = {}
         foreign: list[str] = []
         marked: list[str] = []
@@ -271,7 +275,7 @@ class RqQueues:
         return self._prototypes[queue, retries]
 
     def _varying(self, task: Task) -> tuple[bytes, bytes, bytes]:
-        """The fields that differ from the prototype, as RQ writes them. A re-keyed id goes along as an argument's comment."""
+        """The fields that differ from the prototype, as RQ writes them. A re-keyed id goes along as a comment."""
         created = datetime.fromtimestamp(task.created, UTC).isoformat("T", "microseconds")[:26] + "Z"
         payload = self.serializer.dumps((self.target.function, None, task.args, {}))
         text = (
@@ -312,7 +316,7 @@ class RqQueues:
             arguments += (
                 task.job_id,
                 task.queue,
-                "" if task.eta is None or task.eta <= now.timestamp() else int(task.eta),
+                "" if task.eta is None or task.eta <= now.timestamp() else math.ceil(task.eta),
             )
         answer = self._script(rq_scripts.ACTIVATE, lease, arguments)
         if len(answer) > 1:
@@ -567,7 +571,7 @@ class RqQueues:
 
 
 def deflated(payload: bytes) -> bytes:
-    """A zlib stream of the payload, as RQ keeps it. Short ones are stored: setting a compressor up costs far more than it saves."""
+    """A zlib stream of the payload, as RQ keeps it. Short ones are stored: a compressor costs more than it saves."""
     size = len(payload)
     if size > _STORED:
         return compress(payload, 1)

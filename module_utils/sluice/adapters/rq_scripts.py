@@ -28,7 +28,15 @@ for i = 1, d do digest[i] = ARGV[at]; at = at + 1 end
 local out = {}
 local count = 0
 local first = 2 * (n - v)
-local marked = redis.call('EXISTS', KEYS[3]) == 1
+local ids, keys = {}, {}
+for i = at, #ARGV, v + 1 do
+  ids[#ids + 1] = ARGV[i]
+  keys[#keys + 1] = prefix .. ARGV[i]
+end
+-- One look for all: in the common case no id is marked and no key exists. Fewer than 1000 jobs come in one call.
+local marked = redis.call('SMISMEMBER', KEYS[3], unpack(ids))
+local looked = {}
+local none = redis.call('EXISTS', unpack(keys)) == 0
 while at <= #ARGV do
   local id = ARGV[at]
   local key = prefix .. id
@@ -39,14 +47,15 @@ while at <= #ARGV do
   end
   at = at + v + 1
   count = count + 1
-  if marked and redis.call('SISMEMBER', KEYS[3], id) == 1 then
+  if marked[count] == 1 then
     out[count] = 'M'
   else
     local foreign = false
-    if redis.call('EXISTS', key) == 1 then
+    if (not none or looked[id]) and redis.call('EXISTS', key) == 1 then
       local have = redis.call('HMGET', key, 'status', 'data')
       if have[1] == 'created' and have[2] == data then redis.call('DEL', key) else foreign = true end
     end
+    looked[id] = true
     if foreign then
       out[count] = 'F'
     else
@@ -69,9 +78,15 @@ ACTIVATE = (
 if tonumber(redis.call('GET', ARGV[9]) or '0') < tonumber(ARGV[10]) then return redis.error_reply('SLUICE behind') end
 local out, count = {0}, 0
 local lists, order, members = {}, {}, {}
+local marked = {}
+for from = 11, #ARGV, 3000 do
+  local ids = {}
+  for at = from, math.min(from + 2999, #ARGV), 3 do ids[#ids + 1] = ARGV[at] end
+  for _, word in ipairs(redis.call('SMISMEMBER', KEYS[3], unpack(ids))) do marked[#marked + 1] = word end
+end
 for at = 11, #ARGV, 3 do
   local id, queue, score = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  if redis.call('SISMEMBER', KEYS[3], id) == 0 then
+  if marked[(at - 8) / 3] == 0 then
     local key = ARGV[3] .. id
     if redis.call('HGET', key, 'status') == 'created' then
       if lists[queue] == nil then lists[queue] = {}; order[#order + 1] = queue end

@@ -107,7 +107,8 @@ class Compiler:
         """
         if name not in self.table.columns:
             raise MappingError(
-                f"column '{name}' does not exist in table '{self.table.name}'; it has: {', '.join(sorted(self.table.columns))}.",
+                f"column '{name}' does not exist in table '{self.table.name}'; "
+                f"it has: {', '.join(sorted(self.table.columns))}.",
                 where=where,
             )
         return self.clause.c[name]

@@ -19,7 +19,7 @@ _LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
 _GRANT = re.compile(r"GRANT (?P<what>.+?) ON (?P<scope>\S+|`.+`\.\S+) TO (?P<rest>.*)", re.DOTALL)
 
 #: What the mover does in the application's database: ledger, holds, dump with triggers, accounts for the other side.
-DATABASE_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "TRIGGER", "GRANT OPTION")
+DATABASE_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "INDEX", "TRIGGER", "GRANT OPTION")
 #: What a trial restore needs in its own schema.
 SCRATCH_PRIVILEGES = ("SELECT", "INSERT", "CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "LOCK TABLES")
 

@@ -32,12 +32,14 @@ _SLOW_PICK = 0.25
 _STANDING_IN = ("$token", "$now", "$null")
 #: One INSERT into the ledger for a whole batch: its rows go between the two halves.
 _LEDGER_INSERT = (
-    "INSERT INTO sluice_task (`system`, task_id, run_id, mark, token, batch, position, queue, job_id, eta, digest, reason, at) "
+    "INSERT INTO sluice_task "
+    "(`system`, task_id, run_id, mark, token, batch, position, queue, job_id, eta, digest, reason, at) "
     "VALUES "
 )
 _LEDGER_AGAIN = (
-    " ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), batch = VALUES(batch), "
-    "position = VALUES(position), queue = VALUES(queue), job_id = VALUES(job_id), eta = VALUES(eta), digest = VALUES(digest), "
+    " ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), "
+    "batch = VALUES(batch), position = VALUES(position), queue = VALUES(queue), job_id = VALUES(job_id), "
+    "eta = VALUES(eta), digest = VALUES(digest), "
     "reason = VALUES(reason), at = VALUES(at)"
 )
 
@@ -81,7 +83,7 @@ class SqlTable:
         return self.source.hold.kind == "companion"
 
     def fit(self) -> Sequence[Check]:
-        """Every column, value and clock the mapping names, against the live schema. The first misfit of each kind is named."""
+        """Every column, value and clock of the mapping, against the live schema. Each kind's first misfit is named."""
         try:
             live = read_table(self.engine, self.source.table)
         except MappingError as error:
@@ -342,7 +344,7 @@ class SqlTable:
 
     @again_after_deadlock
     def claim(self, lease: Lease, limit: int) -> Claim:
-        """See the port. A locking read picks the rows, an update by id takes them: a compare-and-set under row locks."""
+        """See the port. A locking read picks rows, an update by id takes them: a compare-and-set under row locks."""
         _ = self.live
         self._look_ahead()
         with transaction(self.engine) as connection:
@@ -455,7 +457,7 @@ class SqlTable:
         return (*target.args, target.opaque) if target.opaque else target.args
 
     def _left_behind(self, held: Clause) -> Clause:
-        """What an earlier attempt claimed and never released; ``held`` says how its rows look, where they carry the hold."""
+        """What an earlier attempt claimed and never released; ``held``: how its rows look, if they carry the hold."""
         if self.companion:
             return sa.exists(
                 sa.select(sa.literal(1)).where(
@@ -542,12 +544,13 @@ class SqlTable:
     # -- release ------------------------------------------------------------------------------------------------
 
     def release(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> Released:
-        """See the port. The fast path is one update whose row count must match; else the rows are looked at one by one."""
+        """See the port. The fast path is one update whose row count must match; else each row is looked at."""
         _ = self.live
         try:
             self._release_all(lease, tasks, digests, batch)
         except _NotAllOurs:
             return self._release_ours(lease, tasks, digests, batch)
+        self._past_return = True  # only once it is committed
         return Released(tasks, ())
 
     @again_after_deadlock
@@ -571,7 +574,8 @@ class SqlTable:
                 given = self._give(connection, lease, [self._key(task.id) for task, _ in kept])
                 if given != len(kept):
                     raise MappingError(
-                        f"releasing {len(kept)} locked rows changed {given}: 'moved' does not change every claimed row.",
+                        f"releasing {len(kept)} locked rows changed {given}: "
+                        "'moved' does not change every claimed row.",
                         where="source.hold.moved",
                     )
                 self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch)
@@ -644,7 +648,6 @@ class SqlTable:
                 .where(run_table.c.id == run_id, run_table.c.point_of_no_return_at.is_(None))
                 .values(point_of_no_return_at=sa.text("UTC_TIMESTAMP(6)"))
             )
-            self._past_return = True
 
     def _settle(self, connection: Connection, lease: Lease, ids: Sequence[str]) -> None:
         """Claimed rows that ended meanwhile (a user cancelled): their outcome is kept, our mark taken off."""
@@ -942,9 +945,9 @@ class _Keys(sa.types.UserDefinedType[Sequence[object]]):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Sequence[object]], Sequence[object]]:
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Sequence[object] | None], Sequence[object]]:
         """No key at all is written as one that equals nothing."""
-        return lambda keys: tuple(keys) or (None,)
+        return lambda keys: tuple(keys or ()) or (None,)
 
 
 class _NotAllOurs(Exception):

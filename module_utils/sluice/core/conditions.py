@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 from .errors import MappingError
 
@@ -81,7 +80,7 @@ class Not:
     part: Condition
 
 
-Condition = Union[Among, IsNull, Due, Like, Compare, All, Any, Not]
+Condition = Among | IsNull | Due | Like | Compare | All | Any | Not
 
 _COMPARISONS = ("below", "above", "at_least", "at_most")
 

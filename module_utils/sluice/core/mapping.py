@@ -448,8 +448,9 @@ def _intake(data: object) -> Intake | None:
 
 
 def _plain(value: object) -> Scalar:
-    assert value is None or isinstance(value, str | int | float | bool)  # checked by the caller
-    return value
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise MappingError(f"{value!r} is not a plain value.")
 
 
 def _single_key(data: object, where: str) -> tuple[str, Scalar]:

@@ -71,7 +71,7 @@ class Ledger(Protocol):
         """Who holds the lease, or None when it was never taken."""
 
     def take_lease(self, run: Run, owner: str, seconds: float) -> Lease:
-        """Take or re-take the lease for ``owner``. Every taking raises the token, so an earlier holder can write no more.
+        """Take or re-take the lease for ``owner``. Every taking raises the token: an earlier holder can write no more.
 
         :raises RunConflict: someone else holds it and it has not expired
         """
@@ -105,7 +105,7 @@ class Ledger(Protocol):
         """Released tasks of batches above ``batch``, grouped by batch, in claim order (for a resume's activation)."""
 
     def ended_meanwhile(self, lease: Lease) -> Sequence[str]:
-        """Job ids of the tasks that ended at the source while this run had claimed them: a stage of theirs is a leftover."""
+        """Job ids of tasks that ended at the source while claimed by this run: a stage of theirs is a leftover."""
 
     def marks(self) -> Iterator[Sighting]:
         """Every task id the ledger has touched, with its mark and reason."""

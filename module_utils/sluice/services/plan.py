@@ -44,11 +44,14 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
     megabytes = facts.data_bytes / 1e6
     rows: list[tuple[Phase, str, str, int, float, str]] = [
         (Phase.PREPARED, "preflight", "reads both stores; writes the ledger's tables", 0, 6, "none needed"),
-        (Phase.PREPARED, "accounts", "SQL and Redis accounts for the target's workers", 0, 2, "cleanup.yml removes them"),
-        (Phase.PREPARED, "backup", f"dump of {megabytes:,.0f} MB and its trial restore, Redis snapshot, configuration", 0,
-         4 + megabytes / 15, "none needed; cleanup.yml keeps them"),
-        (Phase.PREPARED, "configure", "managed keys in the application's .env, target still off", 0, 2, "keys back to their values"),
-        (Phase.PREPARED, "baseline", "every id remembered, Redis stamped", facts.known, 1 + facts.known / 200_000, "stamp removed"),
+        (Phase.PREPARED, "accounts", "SQL and Redis accounts for the target's workers", 0, 2,
+         "cleanup.yml removes them"),
+        (Phase.PREPARED, "backup", f"dump of {megabytes:,.0f} MB and its trial restore, Redis snapshot, configuration",
+         0, 4 + megabytes / 15, "none needed; cleanup.yml keeps them"),
+        (Phase.PREPARED, "configure", "managed keys in the application's .env, target still off", 0, 2,
+         "keys back to their values"),
+        (Phase.PREPARED, "baseline", "every id remembered, Redis stamped", facts.known, 1 + facts.known / 200_000,
+         "stamp removed"),
     ]  # fmt: skip
     if facts.hybrid:
         rows.append(
@@ -62,13 +65,17 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
             )
         )
     rows += [
-        (Phase.ROUTED, "route", "target workers up; all new submissions to the target, behind a barrier", 0, 8, "share back, polling on"),
-        (Phase.FENCED, "drain", "legacy polling off, running tasks finish", facts.leased, min(facts.drain_seconds, 5 + facts.leased), "legacy workers started again"),
+        (Phase.ROUTED, "route", "target workers up; all new submissions to the target, behind a barrier", 0, 8,
+         "share back, polling on"),
+        (Phase.FENCED, "drain", "legacy polling off, running tasks finish", facts.leased,
+         min(facts.drain_seconds, 5 + facts.leased), "legacy workers started again"),
         (Phase.FENCED, "fence", "the pollers' accounts locked, their connections closed", 0, 2, "accounts unlocked"),
-        (Phase.TRANSFERRED, "transfer", "ready, then delayed tasks, in claim order", facts.waiting, facts.waiting / max(1.0, facts.rate),
-         "until the first release: put back; after it: forward only"),
-        (Phase.VERIFIED, "verify", "the balance of all ids, by identity", facts.known, 3 + facts.known / 30_000, "forward only"),
-        (Phase.VALIDATED, "validate", "canaries, latency, user constraint, observation", 0, 8 + facts.observation_seconds, "planned rollback"),
+        (Phase.TRANSFERRED, "transfer", "ready, then delayed tasks, in claim order", facts.waiting,
+         facts.waiting / max(1.0, facts.rate), "until the first release: put back; after it: forward only"),
+        (Phase.VERIFIED, "verify", "the balance of all ids, by identity", facts.known, 3 + facts.known / 30_000,
+         "forward only"),
+        (Phase.VALIDATED, "validate", "canaries, latency, user constraint, observation", 0,
+         8 + facts.observation_seconds, "planned rollback"),
     ]  # fmt: skip
     return [
         PlannedStep(p.value, step, effect, count, round(seconds, 1), undo, reached(phase, p))

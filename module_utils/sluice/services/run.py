@@ -1,4 +1,4 @@
-"""Open, resume, advance and undo a run. Gates are read from the ledger, by the module that acts, at the moment it acts."""
+"""Open, resume, advance and undo a run. Gates are read from the ledger, by the module that acts, when it acts."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def continue_run(ledger: Ledger, mapping: TaskMapping, owner: str, mirrored_toke
             f"the ledger's token {state.token} is older than its mirror {mirrored_token} in the target: "
             "the database was restored from a backup while the target lived on.",
             where="ledger",
-            next_step="do not go on: restore the target to the same moment, or decide by hand with playbooks/status.yml.",
+            next_step="do not go on: restore the target to the same moment, or decide by hand with "
+            "playbooks/status.yml.",
         )
     return run, ledger.take_lease(run, owner, LEASE_SECONDS)
 
@@ -197,7 +198,8 @@ def phase_gate(
 
 def _reading(detail: Mapping[str, object]) -> str:
     checks = detail.get("checks", [])
-    assert isinstance(checks, list)  # written by record_gate
+    if not isinstance(checks, list):  # record_gate writes a list
+        return json.dumps(checks, default=str)[:200]
     bad = [c for c in checks if c["verdict"] != Verdict.PASSED.value]
     return "; ".join(f"{c['name']} {c['verdict']}: {c['reading']}" for c in bad[:4]) or json.dumps(checks)[:200]
 
@@ -237,7 +239,7 @@ def undo(
     """
     if not may_undo(run):
         raise GateClosed(
-            f"run {run.id} has passed its point of no return ({run.point_of_no_return_at:%H:%M:%S} UTC): it goes forward."
+            f"run {run.id} passed its point of no return at {run.point_of_no_return_at:%H:%M:%S} UTC: it goes forward."
             if run.point_of_no_return_at
             else f"run {run.id} stands at '{run.phase}' and cannot be taken back.",
             where="ledger",

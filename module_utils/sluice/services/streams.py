@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO
 
-#: One observation: key, kind, value, detail. Tuples of text, so that they sort by the key's code points everywhere alike.
+#: One observation: key, kind, value, detail. Tuples of text, to sort by the key's code points everywhere alike.
 Seen = tuple[str, str, str, str]
 
 #: Observations sorted in memory at a time: about 20 MiB.

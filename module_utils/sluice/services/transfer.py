@@ -231,7 +231,7 @@ class Transfer:
             return gone.activated + self._stage_again(lease, tasks, gone.job_ids, batch)
 
     def _stage_again(self, lease: Lease, tasks: Sequence[Task], job_ids: Sequence[str], batch: int) -> int:
-        """The target lost staged jobs of released tasks: their rows still say unstarted, so they are staged once more."""
+        """The target lost staged jobs of released tasks: their rows still say unstarted, so they are staged again."""
         missing = set(job_ids)
         claim = self.source.reread([task.id for task in tasks if task.job_id in missing])
         # Of those that reread leaves out the witness shows a start or an end: they need no job.

@@ -20,6 +20,12 @@ from ..core.verdicts import Gate
 #: Seconds of work between two progress lines.
 SLICE_SECONDS = 8.0
 
+#: What a step says that is not done, when nobody calls it again.
+UNFINISHED = (
+    "the step is not finished: it works in slices, and its action plugin was not found. "
+    "Next: run from the repository's root, so that ansible.cfg names plugins/action."
+)
+
 Result = dict[str, Any]
 
 
@@ -78,10 +84,7 @@ def run(spec: Mapping[str, Any], step: Step, returns: Mapping[str, Any]) -> None
     result = cleaned(result, secrets)
     if cursor is not None:
         if not module.params.get("sliced"):
-            module.fail_json(
-                **{**result, "msg": "the step is not finished: it works in slices, and its action plugin was not found. "
-                   "Next: run from the repository's root, so that ansible.cfg names plugins/action."}
-            )  # fmt: skip
+            module.fail_json(**{**result, "msg": UNFINISHED})
         result["cursor"] = cursor
     if result.pop("failed_gate", False):
         module.fail_json(msg=result.pop("msg", "a gate is closed"), **result)

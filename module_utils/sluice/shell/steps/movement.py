@@ -23,6 +23,7 @@ from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
 
 #: A held reason that names why nobody can know.
 LEFTOVER = "leased at the source when its claimers were fenced: whether it ran is unknown"
+UNKNOWABLE = "its row meets no predicate of the mapping, or more than one: its state is unknown"
 UNPROVED = "head of the claim order when an unguarded claimer ended without proof: whether it ran is unknown"
 
 
@@ -138,7 +139,7 @@ def workers_gate(given: Given) -> Result:
 
 
 def drain(given: Given) -> Result:
-    """Wait until no row is leased at the source, to a deadline; what is left, and who ended without proof, is recorded."""
+    """Wait until no row is leased at the source, to a deadline; record what is left, and who ended without proof."""
     system, params = given.system, given.params
     if given.check_mode:
         leased = _leased(system.source.counts())
@@ -197,7 +198,7 @@ def _leased(counts: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def fence(given: Given) -> Result:
-    """Close the source's fence, prove it, and hold what nobody can know: leftovers and the head of unguarded claimers."""
+    """Close the source's fence, prove it, hold what nobody can know: leftovers and the head of unguarded claimers."""
     system = given.system
     closed = system.source_fence()
     if given.check_mode:
@@ -224,6 +225,8 @@ def _hold_unknown(given: Given, run_id: str, lease: Any) -> int:
     held = 0
     while leased := system.source.ids_at(Place.LEASED, limit=1000):
         held += system.source.hold(lease, leased, LEFTOVER)
+    while unknown := system.source.ids_at(Place.UNKNOWN, limit=1000):
+        held += system.source.hold(lease, unknown, UNKNOWABLE)
     leftovers = system.ledger.events(run_id, "measure", "leftovers")
     unguarded = [c for c in system.mapping.source.claimers if not c.guarded]
     already = system.ledger.events(run_id, "measure", "head held")

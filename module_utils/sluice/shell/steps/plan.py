@@ -61,7 +61,8 @@ def plan(given: Given) -> Result:
     return {
         "changed": False,
         "verdict": gate.verdict.value,
-        "checks": [{"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step} for c in gate.checks],
+        "checks": [{"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step}
+                   for c in gate.checks],
         "counts": counts,
         "bytes": waiting * TASK_BYTES,
         "steps": plans.as_data(steps),

@@ -149,7 +149,7 @@ def backup(given: Given) -> Result:
 
 
 def config(given: Given) -> Result:
-    """Keep the managed keys of the application's configuration file, each exactly once; everything else byte for byte."""
+    """Keep the managed keys of the application's configuration file, each exactly once; all else byte for byte."""
     params = given.params
     file = DotenvFile(Path(params["path"]), [str(k) for k in params["secrets"]])
     values = {str(k): _written(v) for k, v in [*params["values"].items(), *params["secrets"].items()]}

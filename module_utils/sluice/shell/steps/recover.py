@@ -23,7 +23,7 @@ from ..runner import Given, Result, gate_lines, gate_result
 
 
 def recover(given: Given) -> Result:
-    """Fence the target's workers, stamp Redis anew if it lost the stamp, place again what never started, hold the rest."""
+    """Fence the target's workers, renew a lost stamp in Redis, place again what never started, hold the rest."""
     system, params = given.system, given.params
     run = system.ledger.open_run()
     if run is None or not reached(run.phase, Phase.ROUTED):
@@ -80,8 +80,9 @@ def recover(given: Given) -> Result:
     if run.phase not in (Phase.FENCED, Phase.ROUTED):
         reopened = Gate("recovered", (Check("reopened", Verdict.PASSED, params["reason"][:300]),))
         system.ledger.set_phase(lease, Phase.FENCED, reopened)
+    seconds = system.clock.monotonic() - begun
     lines = [
-        f"{done.known:,} ids known; {done.placed:,} placed again, {done.held:,} held, in {system.clock.monotonic() - begun:.1f} s",
+        f"{done.known:,} ids known; {done.placed:,} placed again, {done.held:,} held, in {seconds:.1f} s",
         f"stamp in Redis {facts['stamp']}; the run stands at '{Phase.FENCED}' until the balance holds",
     ]
     return {
@@ -95,7 +96,7 @@ def recover(given: Given) -> Result:
 
 
 def holds(given: Given) -> Result:
-    """List, export, release or fail held ids. Every decision names its ids and its reason, and the ledger keeps both."""
+    """List, export, release or fail held ids. A decision names its ids and its reason, and the ledger keeps both."""
     system, params = given.system, given.params
     held = list(system.ledger.held())
     state, ids = params["state"], [str(i) for i in params["ids"]]
@@ -158,7 +159,7 @@ def _release(given: Given, phase: Phase, lease: Any, ids: list[str]) -> tuple[in
         )
     number = system.source.give_back(lease, ids, requeue=True)
     if to == "target":
-        if phase not in (Phase.FENCED,):
+        if phase is not Phase.FENCED:
             system.ledger.set_phase(
                 lease, Phase.FENCED, Gate("holds", (Check("released", Verdict.PASSED, given.params["reason"][:300]),))
             )

@@ -100,13 +100,16 @@ def soak(given: Given) -> Result:
     both = bool(sides.get("source")) and bool(sides.get("target"))
     checks = [
         Check.of("canaries finish", not unfinished and len(places) >= params["sample_min"],
-                 f"{len(places) - len(unfinished)} of {len(places)} finished, {len(cursor['refused'])} refused", "look at the workers of both sides."),
+                 f"{len(places) - len(unfinished)} of {len(places)} finished, {len(cursor['refused'])} refused",
+                 "look at the workers of both sides."),
         Check.of("both sides progress", both if wanted_both else True,
-                 f"source {sides.get('source', 0)}, target {sides.get('target', 0)} of the canaries", "look at the side without any."),
+                 f"source {sides.get('source', 0)}, target {sides.get('target', 0)} of the canaries",
+                 "look at the side without any."),
     ]  # fmt: skip
     checks.append(
         Check.of("submission latency", measured is not None,
-                 f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms" if measured else "nothing measured")
+                 f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms"
+                 if measured else "nothing measured")
     )  # fmt: skip
     gate = runs.record_gate(system.ledger, lease, Gate("soak", tuple(checks)))
     return gate_result(gate, changed=True)
@@ -140,7 +143,8 @@ def validate(given: Given) -> Result:
             ended = sum(p == Place.FINISHED for p in places.values())
             return {"changed": True, "lines": [f"canaries: {ended} of {len(places)} finished"], "cursor": cursor}
         cursor |= {"step": "observation", "places": places, "took": time.time() - cursor["begun"],
-                   "observe_until": time.time() + params["observation_seconds"], "queues": _waiting_at_target(system)}  # fmt: skip
+                   "observe_until": time.time() + params["observation_seconds"],
+                   "queues": _waiting_at_target(system)}  # fmt: skip
     left = cursor["observe_until"] - time.time()
     if left > 0:
         system.clock.wait(min(left, SLICE_SECONDS))
@@ -171,7 +175,10 @@ def _waiting_at_target(system: Any) -> int:
 def _canaries_finished(cursor: dict[str, Any]) -> Check:
     places = cursor["places"]
     bad = [f"{task_id} {place}" for task_id, place in places.items() if place != Place.FINISHED]
-    reading = f"{len(places) - len(bad)} of {len(places)} finished in {cursor['took']:.1f} s, {len(cursor['refused'])} refused"
+    reading = (
+        f"{len(places) - len(bad)} of {len(places)} finished in {cursor['took']:.1f} s, "
+        f"{len(cursor['refused'])} refused"
+    )
     if bad or cursor["refused"]:
         reading += f": {'; '.join([*bad, *cursor['refused']][:3])}"
     return Check.of(

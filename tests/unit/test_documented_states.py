@@ -1,0 +1,65 @@
+"""docs/states.md and docs/architecture.md say what the code does: phases, gates, ledger tables, keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ansible.module_utils.sluice.adapters import ledger_sql
+from ansible.module_utils.sluice.core.phases import GATE_LIFETIME, REQUIRED_GATES, TRANSITIONS
+from ansible.module_utils.sluice.core.tasks import Mark
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SECONDS = {"min": 60, "h": 3600}
+
+
+def _rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    text = (DOCS / page).read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def _words(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_arrow_is_documented_and_no_other() -> None:
+    documented = {(_words(row[0])[0], _words(row[1])[0]) for row in _rows("states.md", "A run: its phases")}
+    assert documented == {(str(one), str(other)) for one, others in TRANSITIONS.items() for other in others}
+
+
+def test_every_gate_is_documented_with_its_lifetime() -> None:
+    rows = _rows("states.md", "The gates of each phase")
+    assert {_words(row[0])[0]: tuple(_words(row[1])) for row in rows} == {
+        str(phase): gates for phase, gates in REQUIRED_GATES.items()
+    }
+    for _, gates, within in rows:
+        lifetimes = {name: _seconds(within.split(";")[0]) for name in _words(gates)}
+        for exception in within.split(";")[1:]:
+            lifetimes[_words(exception)[0]] = _seconds(exception)
+        assert lifetimes == {name: GATE_LIFETIME[name] for name in lifetimes}
+
+
+def _seconds(text: str) -> float:
+    number, unit = re.findall(r"(\d+) (min|h)\b", text)[0]
+    return float(number) * SECONDS[unit]
+
+
+def test_the_ledger_is_documented_column_by_column() -> None:
+    rows = _rows("architecture.md", "Tables of the ledger")
+    tables = {_words(row[0])[0]: row[1] for row in rows}
+    assert set(tables) == set(ledger_sql.metadata.tables)
+    for name, table in ledger_sql.metadata.tables.items():
+        missing = [column for column in table.columns.keys() if f"`{column}`" not in tables[name]]  # noqa: SIM118
+        assert missing == [], name
+    assert all(f"`{mark}`" in tables["sluice_task"] for mark in Mark)
+
+
+def test_the_captions_schema_is_documented_column_by_column() -> None:
+    schema = (DOCS.parent / "app" / "captions" / "schema.sql").read_text()
+    page = (DOCS / "architecture.md").read_text()
+    columns = re.findall(r"^  (\w+) +[A-Z]+\b", schema, re.MULTILINE)
+    assert len(columns) > 20
+    missing = [name for name in columns if not re.search(rf"^  {name} +[A-Z]", page, re.MULTILINE)]
+    assert missing == []
