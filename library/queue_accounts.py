@@ -70,7 +70,7 @@ EXAMPLES = r"""
     db_url: "{{ queue_db_url }}"
     redis_url: "{{ queue_redis_url }}"
     mapping: "{{ queue_mapping }}"
-    owner: "{{ queue_owner }}"
+    owner: "{{ queue_run_owner }}"
     sql_accounts:
       - account: captions_rq@10.0.0.%
         password: "{{ captions_rq_password }}"

@@ -34,7 +34,7 @@ EXAMPLES = r"""
     db_url: "{{ queue_db_url }}"
     redis_url: "{{ queue_redis_url }}"
     mapping: "{{ queue_mapping }}"
-    owner: "{{ queue_owner }}"
+    owner: "{{ queue_run_owner }}"
     state: open
 """
 

@@ -44,7 +44,7 @@ EXAMPLES = r"""
     db_url: "{{ queue_db_url }}"
     redis_url: "{{ queue_redis_url }}"
     mapping: "{{ queue_mapping }}"
-    owner: "{{ queue_owner }}"
+    owner: "{{ queue_run_owner }}"
     share: 10
     canary: "{{ queue_canary }}"
     seconds: 600

@@ -37,13 +37,11 @@ RIGHTS: dict[str, tuple[str, ...]] = {
         "ALL PRIVILEGES ON `sluice\\_%`.*",
         "SELECT ON mysql.*",
     ),
-    # The plan: reads tasks, sessions and which accounts there are; writes nothing.
+    # The plan: reads tasks, sessions, accounts and what the mover may do; writes nothing.
     "sluice_read": (
         "PROCESS, SLAVE MONITOR ON *.*",
         "SELECT ON captions.*",
-        "SELECT ON mysql.global_priv",
-        "SELECT ON mysql.db",
-        "SELECT ON mysql.tables_priv",
+        "SELECT ON mysql.*",
     ),
 }
 

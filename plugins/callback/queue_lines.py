@@ -57,16 +57,25 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Show a refusal as its message alone; a crash, and everything under -v, as Ansible does."""
-        told = (_ours(result.task) or result.task.action in _MESSAGES) and "msg" in result.result
-        crashed = result.result.get("exception", _NO_TRACEBACK) != _NO_TRACEBACK
-        if not told or crashed or result.task.loop or self._display.verbosity:
+        if not self._show_message(result):
             super().v2_runner_on_failed(result, ignore_errors)
-            return
+
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """The same for one item of a loop."""
+        if not self._show_message(result):
+            super().v2_runner_item_on_failed(result)
+
+    def _show_message(self, result: Any) -> bool:
+        """Show the message of a failure that was told in words; False when there is more to show."""
+        found = result.result
+        told = (_ours(result.task) or result.task.action in _MESSAGES) and "msg" in found and "results" not in found
+        if self._display.verbosity or not told or found.get("exception", _NO_TRACEBACK) != _NO_TRACEBACK:
+            return False
         if self._last_task_banner != result.task._uuid:
             self._print_task_banner(result.task)
-        text = f"fatal: [{self.host_label(result)}]: {result.result['msg']}"
-        to_stderr = self.get_option("display_failed_stderr")
-        self._display.display(text, color=constants.COLOR_ERROR, stderr=to_stderr)
+        text = f"fatal: [{self.host_label(result)}]: {found['msg']}"
+        self._display.display(text, color=constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))
+        return True
 
 
 def _validates(task: Any) -> bool:

@@ -70,9 +70,9 @@ class Demo:
     # --- the steps -----------------------------------------------------------------------------------------------
 
     def lab(self) -> None:
-        """A fresh lab: two polling workers at work, six RQ workers defined and not started."""
+        """A fresh lab: two polling workers at work, eight RQ workers defined and not started."""
         self.say("1/7  lab: fresh MariaDB, Redis and application under .lab; two workers poll the table")
-        self._run([*_lab("reset"), "--legacy", "2", "--rq", "6", "--rq-simple", "--work-ms", "50"])
+        self._run([*_lab("reset"), "--legacy", "2", "--rq", "8", "--rq-simple", "--work-ms", "30"])
         printed = subprocess.run(
             _lab("env"), cwd=ROOT, env=self.environment, capture_output=True, text=True, check=True
         ).stdout
@@ -253,11 +253,16 @@ class Demo:
         print("counted with mariadb and redis-cli:", flush=True)
         self._run(["mariadb", f"--defaults-extra-file={self._client_file()}", "--table", "-e", COUNT])
         redis = urlsplit(self.settings["SLUICE_LAB_REDIS_URL"])
-        self.children.add_environment("REDISCLI_AUTH", redis.password or "")
-        for queue in ("urgent", "high", "normal", "low"):
-            for command in (["llen", f"rq:queue:{queue}"], ["zcard", f"rq:scheduled:{queue}"]):
-                print(f"{command[1]:<24}", end="", flush=True)
-                self._run(["redis-cli", "-p", str(redis.port), *command])
+        asked = [f"{what}:{name}" for name in ("urgent", "high", "normal", "low") for what in ("queue", "scheduled")]
+        answer = subprocess.run(
+            ["redis-cli", "-p", str(redis.port)],
+            env={**self.environment, "REDISCLI_AUTH": redis.password or ""},
+            input="".join(f"{'LLEN' if word.startswith('queue') else 'ZCARD'} rq:{word}\n" for word in asked),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        print("  ".join(f"{word} {number}" for word, number in zip(asked, answer.stdout.split(), strict=True)))
 
 
 def beside(left: Sequence[str], right: Sequence[str]) -> list[str]:

@@ -34,10 +34,6 @@ class Children:
         self._started.append(process)
         return process
 
-    def add_environment(self, name: str, value: str) -> None:
-        """Give a variable to the processes that are started from now on."""
-        self._environment[name] = value
-
     def stop(self, process: subprocess.Popen[bytes], seconds: float = 20.0) -> int:
         """Ask a process to end, and wait for it; its exit status. By force when it does not."""
         if process.poll() is None:

@@ -10,12 +10,12 @@ from urllib.parse import quote
 import pytest
 import redis
 import sqlalchemy as sa
-from conftest import PlantedSecrets
-from stores_fixture import CAPTIONS_MAPPING
 
+from conftest import PlantedSecrets
 from lab.accounts import RIGHTS
 from lab.stores import LOOPBACK, PrivateMariaDB, PrivateRedis
 from modules.site import FakeApplication, Site
+from stores_fixture import CAPTIONS_MAPPING
 
 _numbers = itertools.count(1)
 

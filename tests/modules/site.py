@@ -108,7 +108,7 @@ class FakeApplication:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 """Silence: the modules' output is what is looked at."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

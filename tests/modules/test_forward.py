@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ansible.module_utils.sluice.adapters.supervisord import SupervisordWorkers
 from ansible.module_utils.sluice.ports.surroundings import WorkerProcess
-from conftest import PlantedSecrets
 
+from conftest import PlantedSecrets
 from modules.site import MODULES, Site
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -82,8 +82,8 @@ def test_a_forward_run(site: Site, planted_secrets: PlantedSecrets, monkeypatch:
     assert site.sql("SELECT COUNT(*) FROM caption_tasks WHERE status = 'queued' AND custody = 'rq'") == [(TASKS,)]
     assert site.client.keys("sluice:*") == []
 
-    process = WorkerProcess("h", "w1", 1, "RUNNING")
-    monkeypatch.setattr(SupervisordWorkers, "list", lambda self, group: [process])
+    process = WorkerProcess("w1", "h", 1, "RUNNING", None, True)
+    monkeypatch.setattr(SupervisordWorkers, "list", lambda _self, _group: [process])
     assert does("queue_workers")["processes"]
 
     assert set(called) == set(MODULES), "a module was left out"

@@ -1,15 +1,23 @@
-"""docs/states.md and docs/architecture.md say what the code does: phases, gates, ledger tables, keys."""
+"""What the pages say is what the code does: phases, gates, ledger tables, keys, variables, lines."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+import yaml
 from ansible.module_utils.sluice.adapters import ledger_sql
+from ansible.module_utils.sluice.adapters.rq import RqQueues
+from ansible.module_utils.sluice.core import mapping
 from ansible.module_utils.sluice.core.phases import GATE_LIFETIME, REQUIRED_GATES, TRANSITIONS
 from ansible.module_utils.sluice.core.tasks import Mark
+from redis import Redis
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TASKS = mapping.parse(yaml.safe_load((ROOT / "inventories" / "lab" / "mapping.yml").read_text()))
 SECONDS = {"min": 60, "h": 3600}
 
 
@@ -57,9 +65,40 @@ def test_the_ledger_is_documented_column_by_column() -> None:
 
 
 def test_the_captions_schema_is_documented_column_by_column() -> None:
-    schema = (DOCS.parent / "app" / "captions" / "schema.sql").read_text()
+    schema = (ROOT / "app" / "captions" / "schema.sql").read_text()
     page = (DOCS / "architecture.md").read_text()
     columns = re.findall(r"^  (\w+) +[A-Z]+\b", schema, re.MULTILINE)
     assert len(columns) > 20
     missing = [name for name in columns if not re.search(rf"^  {name} +[A-Z]", page, re.MULTILINE)]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_variable_of_a_page_is_one_of_a_role_or_an_inventory(page: Path) -> None:
+    sources = [*ROOT.glob("roles/*/meta/argument_specs.yml"), *ROOT.glob("inventories/**/*.yml")]
+    known = {name for source in sources for name in re.findall(r"\bqueue_\w+", source.read_text())}
+    known |= {path.name for path in ROOT.glob("roles/queue_*")}
+    used = set(re.findall(r"\bqueue_\w+", page.read_text()))
+    assert sorted(used - known) == []
+
+
+def test_the_keys_in_redis_are_documented() -> None:
+    queues = RqQueues(Redis(), TASKS)
+    ours = {queues.generation_key, queues.token_key, queues.batch_key, queues.marker_key, queues.run_key}
+    documented = {_words(row[0])[0] for row in _rows("architecture.md", "Keys of ours in Redis")}
+    assert {f"sluice:{{{TASKS.system}}}:{name}" for name in documented} == ours
+
+
+LINES = [
+    *["nothing blocks", "blocking", "has reached", "waiting for the lease of", "it stands at", "cancelled meanwhile"],
+    *["tasks whose state nobody can know", "was taken back at", "passed its point of no return", "at fault"],
+    *["turned away not measured", "forward only", "still possible", "resumed"],
+    *["would die with Redis", "the stamp of this run is missing", "the database was restored"],
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_that_a_page_explains_is_one_that_a_step_prints(line: str) -> None:
+    assert any(line in page.read_text() for page in PAGES), "no page has it any more"
+    sources = (ROOT / "module_utils" / "sluice").rglob("*.py")
+    assert any(line in re.sub(r'"\s*f?"', "", source.read_text()) for source in sources)

@@ -403,7 +403,9 @@ class SqlLedger:
         yield from self._stream(query)
 
     def held(self) -> Sequence[Sighting]:
-        """The ids that wait for an operator."""
+        """The ids that wait for an operator; none before the first run made the tables."""
+        if not self.installed():
+            return []
         query = (
             sa.select(task_table.c.task_id, task_table.c.mark, task_table.c.reason)
             .where(task_table.c.system == self.system, task_table.c.mark == Mark.HELD.value)

@@ -94,8 +94,10 @@ def missing_privileges(grants: Sequence[Grant], database: str, mariadb: bool) ->
 class SqlServerHealth:
     """See :class:`..ports.preparation.SqlHealth`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, mover: str = "") -> None:
+        """``mover`` is the account, user@host, whose rights are judged when it is not that of ``engine`` (a plan)."""
         self.engine = engine
+        self.mover = mover
 
     def read(self, tables: Sequence[str]) -> SqlReadings:
         """Look once.
@@ -107,24 +109,38 @@ class SqlServerHealth:
             mariadb = is_mariadb(connection)
             offset, error = _clock(connection)
             engines, size = _tables(connection, database, tables)
-            grants = parse_grants(str(row[0]) for row in connection.execute(sa.text("SHOW GRANTS")))
+            grants = self._grants(connection)
             flush = _asked(connection, "SELECT @@global.innodb_flush_log_at_trx_commit")
             datadir = _asked(connection, "SELECT @@global.datadir")
             return SqlReadings(
                 address=place(self.engine),
-                account=str(connection.scalar(sa.text("SELECT CURRENT_USER()"))),
+                account=self.mover or str(connection.scalar(sa.text("SELECT CURRENT_USER()"))),
                 mariadb=mariadb,
                 version=server_version(connection) or None,
                 engines=engines,
                 flush_at_commit=None if flush is None else int(str(flush)),
                 read_only=_read_only(connection, mariadb),
                 replica=_replica(connection, mariadb),
-                missing_privileges=missing_privileges(grants, database, mariadb),
+                missing_privileges=None if grants is None else missing_privileges(grants, database, mariadb),
                 clock_offset=offset,
                 clock_error=error,
                 disk_free=self._disk_free(None if datadir is None else str(datadir)),
                 data_bytes=size,
             )
+
+    def _grants(self, connection: Connection) -> list[Grant] | None:
+        """The rights of the mover; None when this account may not read those of another."""
+        if not self.mover:
+            rows = connection.execute(sa.text("SHOW GRANTS")).all()
+        else:
+            user, _, host = self.mover.rpartition("@")
+            try:
+                rows = connection.execute(sa.text("SHOW GRANTS FOR :user@:host"), {"user": user, "host": host}).all()
+            except exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                return None
+        return parse_grants(str(row[0]) for row in rows)
 
     def _disk_free(self, datadir: str | None) -> int | None:
         local = "unix_socket" in self.engine.url.query or (self.engine.url.host or "") in _LOOPBACK

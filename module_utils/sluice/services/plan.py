@@ -100,11 +100,12 @@ def lines(steps: list[PlannedStep], counts: Mapping[str, Mapping[str, int]]) -> 
     for queue, found in sorted(counts.items()):
         out.append(f"  {queue or '-':<10}" + "".join(f"{found.get(p, 0):>10,}" for p in places))
     out.append("")
-    out.append(f"{'step':<10}{'tasks':>9}{'about':>9}  {'effect':<64}undo")
+    width = max((len(s.effect) for s in steps), default=0) + 2
+    out.append(f"{'step':<10}{'tasks':>9}{'about':>9}  {'effect':<{width}}undo")
     for s in steps:
         about = "done" if s.done else f"{s.seconds:,.0f} s"
         count = f"{s.count:,}" if s.count else ""
-        out.append(f"{s.step:<10}{count:>9}{about:>9}  {s.effect:<64}{s.undo}")
+        out.append(f"{s.step:<10}{count:>9}{about:>9}  {s.effect:<{width}}{s.undo}")
     left = sum(s.seconds for s in steps if not s.done)
     out.append(f"{'in all':<10}{'':>9}{f'{left:,.0f} s':>9}")
     return out

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from ..core.errors import GateClosed, RunConflict
 from ..core.mapping import TaskMapping
-from ..core.phases import FORWARD, GATE_LIFETIME, REQUIRED_GATES, Phase, reached
+from ..core.phases import FORWARD, GATE_LIFETIME, REQUIRED_GATES, Phase, reached, require_transition
 from ..core.tasks import Lease
 from ..core.verdicts import Check, Gate, Verdict
 from ..ports.ledger import Ledger, Run
@@ -210,11 +210,16 @@ def advance(
     """Enter a phase if its gate is open.
 
     :raises GateClosed: naming each check that keeps it closed
+    :raises RunConflict: no arrow leads there
     """
+    require_transition(run.phase, wanted)
     gate = phase_gate(ledger, run, wanted, clock, overrides)
-    for name, reason in (overrides or {}).items():
-        if name in REQUIRED_GATES[wanted] and reason.strip():
-            ledger.record(lease, "override", name, "", {"reason": reason, "phase": wanted.value})
+    if gate.open:
+        # Only what let the run pass is an override; one that changed nothing would mislead whoever reads the report.
+        without = {check.name for check in phase_gate(ledger, run, wanted, clock).blocking()}
+        for name, reason in (overrides or {}).items():
+            if name in without and reason.strip():
+                ledger.record(lease, "override", name, "", {"reason": reason, "phase": wanted.value})
     ledger.set_phase(lease, wanted, gate)
     return gate
 

@@ -256,15 +256,8 @@ def transfer(given: Given) -> Result:
     runs.require(run, Phase.FENCED, step="the transfer")
     system.target.stamp(lease)
     _same_server(given, run.id, lease)
-    fence_now = system.source_fence()
-    work = Transfer(
-        system.source,
-        system.target,
-        system.ledger,
-        system.clock,
-        prove_fence=lambda: fences.prove_side([fence_now], "source"),
-        custody_in_row=rules_of(system.mapping).custody_in_row,
-        pace=Pace(batch=params["batch"], rate=float(params["rate"]), lease_seconds=runs.LEASE_SECONDS),
+    work = _transfer(
+        given, pace=Pace(batch=params["batch"], rate=float(params["rate"]), lease_seconds=runs.LEASE_SECONDS)
     )
     total = int(cursor.get("total", 0)) or _waiting(system.source.counts())
     moved = work.slice(lease, SLICE_SECONDS)
@@ -307,6 +300,20 @@ def transfer(given: Given) -> Result:
     return {**result, **facts}
 
 
+def _transfer(given: Given, pace: Pace | None = None) -> Transfer:
+    system = given.system
+    closed = system.source_fence()
+    return Transfer(
+        system.source,
+        system.target,
+        system.ledger,
+        system.clock,
+        prove_fence=lambda: fences.prove_side([closed], "source"),
+        custody_in_row=rules_of(system.mapping).custody_in_row,
+        pace=pace,
+    )
+
+
 def _same_server(given: Given, run_id: str, lease: Any) -> None:
     """Another run id of the Redis server means a restart: noted, and the balance decides what it cost."""
     system = given.system
@@ -330,10 +337,14 @@ def verify(given: Given) -> Result:
     if checking:
         run_id, lease = run.id if run else "", None
     else:
-        opened, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+        opened, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
         runs.require(opened, Phase.TRANSFERRED, step="the balance")
         run_id = opened.id
     stamp = system.target.read_stamp()[0]
+    repaired = 0
+    if lease is not None and run is not None and stamp == run.generation:
+        # Redis may have come back without its last writes after the last slice: what was released is activated again.
+        repaired = _transfer(given).resume(lease)
     checks = []
     generation = run.generation if run else ""
     checks.append(
@@ -373,8 +384,9 @@ def verify(given: Given) -> Result:
     durable = Gate("durable", (Check.of("on disk", True, system.target.durable()),))
     runs.record_gate(system.ledger, lease, durable)
     result = gate_result(gate, changed=False)
-    result["lines"] = [*balance_lines(facts), *gate_lines(durable)]
-    return {**result, **facts}
+    again = [f"{repaired} released tasks had lost their jobs and were activated again"] if repaired else []
+    result["lines"] = [*again, *balance_lines(facts), *gate_lines(durable)]
+    return {**result, **facts, "changed": repaired > 0}
 
 
 def balance_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,7 @@ def preflight_gate(given: Given) -> Gate:
     prefixes = [f"{system.target.prefix}:", "sluice:"]
     health = judge(
         RedisServerHealth(system.redis),
-        SqlServerHealth(system.engine),
+        SqlServerHealth(system.engine, system.settings.mover),
         tables=tables,
         prefixes=prefixes,
         backlog_bytes=backlog,
@@ -61,7 +61,7 @@ def preflight_gate(given: Given) -> Gate:
 
 def _begin(given: Given, step: str) -> tuple[Run, Lease]:
     system = given.system
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.require(run, Phase.OPENED, before=Phase.ROUTED, step=step)
     return run, lease
 

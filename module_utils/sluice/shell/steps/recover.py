@@ -41,7 +41,7 @@ def recover(given: Given) -> Result:
             "checks": [],
             "lines": [f"the stamp in Redis is {lost}; the balance would be taken and lost tasks placed again"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     closed = system.target_fences()
     gate = fences.close_side(closed, lease, "target")
     runs.record_gate(system.ledger, lease, gate)
@@ -125,7 +125,7 @@ def holds(given: Given) -> Result:
     to_do = [entry.id for entry in held if entry.id in ids]
     if given.check_mode or not to_do:
         return {**result, "changed": bool(to_do)}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     if state == "failed":
         number = system.source.settle(lease, to_do, params["reason"])
         word = "settled as failed"
@@ -243,7 +243,7 @@ def cleanup(given: Given) -> Result:
     manifest = [*system.target.our_keys(), f"sluice_baseline of {run.id}"]
     if given.check_mode:
         return {**gate_result(stability, changed=True), "failed_gate": False, "removed": manifest, "archive": ""}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.record_gate(system.ledger, lease, stability)
     if not stability.open:
         return {**gate_result(stability, changed=False), "removed": [], "archive": ""}

@@ -145,7 +145,7 @@ def advanced(given: Given) -> Result:
             "changed": True,
             "lines": [f"'{wanted}' not reached: its gates are read then"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     if run.phase is wanted:
         return {
             **_described(system, given.owner),
@@ -177,7 +177,7 @@ def undone(given: Given) -> Result:
         }
     if given.check_mode:
         return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     initial = next((e for e in system.ledger.events(run.id, "measure", "initial route")), None)
     share = int(str(initial.detail["share"])) if initial else 0
 

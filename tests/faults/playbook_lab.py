@@ -1,0 +1,442 @@
+"""A lab of its own for tests that drive the real playbooks, and looks at it from outside.
+
+Everything goes by what an operator has: ``ansible-playbook`` at the root of the checkout, with the lab's directory as
+the only thing that differs. Nothing of Sluice is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pymysql
+import yaml
+from redis import Redis
+
+from lab.__main__ import Lab
+from lab.layout import Layout
+from lab.state import State, read_state
+from lab.stores import PrivateMariaDB, PrivateRedis
+from oracle import backlog
+from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+#: Users of Sluice's canaries in the lab's inventory.
+CANARY_USERS = (900_000_000, 999_999_999)
+#: What makes a run short, and lets it pass on a machine that others use as well.
+SHORT = {
+    "queue_validate_observation_seconds": 0,
+    "queue_preflight_watch_seconds": 0,
+    "queue_plan_watch_seconds": 0,
+    "queue_validate_latency_floor_ms": 10_000,
+}
+_LONGEST_RUN_SECONDS = 420.0
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll a condition; AssertionError when it does not hold in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} not within {seconds:g} s"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a playbook ended: its exit status (negative: signal) and all that it printed."""
+
+    status: int
+    output: str
+
+    @property
+    def messages(self) -> list[str]:
+        """The lines of failed tasks."""
+        return [line for line in self.output.splitlines() if line.startswith("fatal:")]
+
+    @property
+    def changed(self) -> int:
+        """The sum of what the recap calls changed; AssertionError when there is no recap."""
+        recap = self.output.partition("PLAY RECAP")[2]
+        numbers = [int(word.removeprefix("changed=")) for word in recap.split() if word.startswith("changed=")]
+        assert numbers, self.output
+        return sum(numbers)
+
+    def done(self) -> Outcome:
+        """Itself; AssertionError with the output when the playbook failed."""
+        assert self.status == 0, self.output
+        return self
+
+    def refused(self, *words: str) -> Outcome:
+        """Itself; AssertionError unless it failed, in words, and every one of ``words`` is in what it said."""
+        assert self.status > 0, f"it was not refused:\n{self.output}"
+        assert "Traceback" not in self.output, self.output
+        for word in words:
+            assert word in self.output, f"{word!r} is not in\n{self.output}"
+        return self
+
+
+@dataclass
+class Run:
+    """A playbook at work."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self, seconds: float = _LONGEST_RUN_SECONDS) -> Outcome:
+        """Its outcome; it is killed, with its family, when it takes longer."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end_family(self.process.pid)
+            self.process.wait()
+            raise AssertionError(f"no end within {seconds:g} s:\n{self.log.read_text()}") from None
+        return Outcome(status, self.log.read_text(encoding="utf-8", errors="replace"))
+
+    def modules(self) -> list[int]:
+        """Processes of its modules: a Python that reads its program from standard input."""
+        return [pid for pid in family_of(self.process.pid) if _command_line(pid)[1:] == [] and _is_python(pid)]
+
+    def kill_ansible_alone(self) -> list[int]:
+        """``kill -9`` of ansible-playbook and its forks, but not of the module at work; the modules that live on."""
+        modules = self.modules()
+        family = [self.process.pid, *family_of(self.process.pid)]
+        for pid in family:
+            if any("ansible-playbook" in word for word in _command_line(pid)):
+                _signal(pid, signal.SIGKILL)
+        self.process.wait(10)
+        return [pid for pid in modules if alive(pid)]
+
+
+@dataclass
+class PlaybookLab:
+    """One lab: its application, its stores, and the playbooks run against it."""
+
+    directory: Path
+    runs: list[Run] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lab = Lab(Layout(self.directory))
+        self.layout = self.lab.layout
+        self.seeded = self.layout.directory / "evidence" / "seeded.txt"
+        self._env = b""
+
+    # --- its life ------------------------------------------------------------------------------------------------
+
+    def up(self, **options: object) -> None:
+        """Start it, with one worker of each kind unless ``options`` say otherwise."""
+        self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, **options})
+        self._env = self.layout.env_file.read_bytes()
+        for path in (self.seeded, self.layout.accepted_file):
+            path.touch()
+
+    def down(self) -> None:
+        """End every playbook that still runs, then the lab."""
+        for run in self.runs:
+            if run.process.poll() is None:
+                end_family(run.process.pid)
+                run.process.wait()
+        self.lab.down()
+
+    def renew(self, **options: object) -> None:
+        """As :meth:`up` left it: no task, no run, no account of the target, nothing in Redis, legacy at work."""
+        for group in ("rqworkers", "legacy"):
+            self.lab.supervisor.stop_group(group)
+        with self.root() as cursor:
+            cursor.execute("SHOW TABLES")
+            for (table,) in cursor.fetchall():
+                if str(table).startswith("sluice_"):
+                    cursor.execute(f"DROP TABLE {table}")
+            cursor.execute("TRUNCATE caption_tasks")
+            cursor.execute(
+                "UPDATE captions_control"
+                " SET rq_share = 0, intake = 'open', intake_until = NULL, emergency = 0, polling = 1"
+            )
+            cursor.execute("DROP USER IF EXISTS captions_rq@127.0.0.1")
+            cursor.execute("ALTER USER captions_legacy@127.0.0.1 ACCOUNT UNLOCK")
+        redis = self.redis
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.flushall()
+        redis.execute_command("ACL", "DELUSER", "captions_web", "captions_rq")
+        redis.execute_command("ACL", "SAVE")
+        redis.close()
+        for path in (self.layout.effects_file, self.layout.accepted_file, self.layout.prober_file, self.seeded):
+            path.write_bytes(b"")
+        self.layout.prober_file.unlink()
+        self.layout.env_file.write_bytes(self._env)
+        self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, "legacy_kind": "guarded", "work_ms": 0, **options})
+        self.lab.supervisor.signal("web", "HUP")
+
+    # --- its playbooks -------------------------------------------------------------------------------------------
+
+    def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None, **variables: Any) -> Run:
+        """``ansible-playbook playbooks/<name>.yml`` on this lab. ``variables`` are given with ``-e``."""
+        given = {"lab_directory": str(self.layout.directory), **SHORT, **variables}
+        log = self.layout.logs / f"run-{len(self.runs)}-{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    str(Path(sys.executable).with_name("ansible-playbook")),
+                    f"playbooks/{name}.yml",
+                    "-e",
+                    json.dumps(given),
+                    *arguments,
+                ],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                    "ANSIBLE_NOCOLOR": "1",
+                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    **(environment or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        run = Run(process, log)
+        self.runs.append(run)
+        return run
+
+    def run(self, name: str, *arguments: str, seconds: float = _LONGEST_RUN_SECONDS, **variables: Any) -> Outcome:
+        """Run a playbook to its end."""
+        return self.start(name, *arguments, **variables).wait(seconds)
+
+    # --- its application -----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Ports and passwords."""
+        state = read_state(self.layout.state_file)
+        assert state is not None, "the lab is not up"
+        return state
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What ``scripts/lab env`` prints, by lower-case name without its prefix."""
+        words = yaml.safe_load(self.layout.vars_file.read_text(encoding="utf-8"))
+        return {name.removeprefix("sluice_lab_"): str(value) for name, value in words.items()}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Images that can be read."""
+        return tuple(sorted(path.name for path in self.layout.images.glob("image-*.png")))
+
+    def seed(
+        self, count: int, *, delayed_share: float = 0.0, delay: float = 30.0, users_from: int = 10_000_000
+    ) -> None:
+        """A backlog, its ids promised to the judge."""
+        wanted = backlog.Backlog(count, self.images, users_from, delayed_share=delayed_share, delay=delay)
+        backlog.seed(self.settings["db_url"], wanted, self.seeded)
+
+    @contextmanager
+    def traffic(self, rate: float = 10.0, hz: float = 10.0) -> Iterator[None]:
+        """Submissions, some of them cancelled, and a prober beside them, while the body runs."""
+        images = [word for name in self.images for word in ("--image", name)]
+        url = self.settings["app_url"]
+        commands = [
+            ["oracle.load", "--url", url, "--rate", str(rate), "--cancel-share", "0.05",
+             "--accepted", str(self.layout.accepted_file), *images],
+            ["oracle.prober", "--url", url, "--hz", str(hz), "--log", str(self.layout.prober_file), *images],
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+        logs = [self.layout.logs / f"{command[0]}.log" for command in commands]
+        started = []
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *command], env=environment, stdout=output, stderr=subprocess.STDOUT
+                    )
+                )
+        try:
+            until(self.layout.prober_file.exists, 20, "the first probe")
+            yield
+            assert all(process.poll() is None for process in started), [log.read_text() for log in logs]
+        finally:
+            for process in started:
+                process.terminate()
+            for process, log in zip(started, logs, strict=True):
+                assert process.wait(30) == 0, log.read_text()
+
+    def verdict(self, allowed: Allowances | None = None, seconds: float = 60.0) -> Verdict:
+        """The independent judgement, when every task has ended or ``seconds`` have passed."""
+        evidence = Evidence(
+            tuple(path for path in (self.layout.accepted_file, self.layout.prober_file) if path.exists()),
+            (self.layout.effects_file,),
+            self.settings["db_url"],
+            seeded=(self.seeded,),
+            redis_url=self.settings["redis_url"],
+        )
+        return look_until_settled(evidence, allowed or Allowances(canary_users=CANARY_USERS), seconds)
+
+    def clean(self, allowed: Allowances | None = None, seconds: float = 60.0) -> None:
+        """AssertionError with the judge's table unless nothing was lost, doubled or left."""
+        verdict = self.verdict(allowed, seconds)
+        assert verdict.clean, verdict.table()
+
+    # --- looks from outside --------------------------------------------------------------------------------------
+
+    @property
+    def mariadb(self) -> PrivateMariaDB:
+        """Its database server, for connections of root; supervisord keeps the process."""
+        return PrivateMariaDB(self.layout.mariadb, self.state.db_port)
+
+    @property
+    def redis(self) -> Redis:
+        """A client of the user ``default``. The caller closes it."""
+        return PrivateRedis(self.layout.redis, self.state.redis_port, self.state.redis_password).client()
+
+    @contextmanager
+    def root(self) -> Iterator[pymysql.cursors.Cursor]:
+        """A cursor of root in the application's database, autocommit on."""
+        connection = self.mariadb.connect_as_root("captions")
+        with connection, connection.cursor() as cursor:
+            yield cursor
+
+    def sql(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        """Run one statement as root; its rows."""
+        with self.root() as cursor:
+            cursor.execute(statement, values or None)
+            return cast("Sequence[tuple[Any, ...]]", cursor.fetchall())
+
+    def count(self, condition: str, table: str = "caption_tasks") -> int:
+        """Rows that meet a condition; 0 when the table is not there yet."""
+        try:
+            return int(self.sql(f"SELECT COUNT(*) FROM {table} WHERE {condition}")[0][0])
+        except pymysql.err.ProgrammingError as error:
+            if error.args[0] == pymysql.constants.ER.NO_SUCH_TABLE:
+                return 0
+            raise
+
+    @property
+    def phase(self) -> str:
+        """Where the newest run stands; ``none`` without one."""
+        if not self.count("table_schema = 'captions' AND table_name = 'sluice_run'", "information_schema.tables"):
+            return "none"
+        rows = self.sql("SELECT phase FROM sluice_run ORDER BY seq DESC LIMIT 1")
+        return str(rows[0][0]) if rows else "none"
+
+    @property
+    def moved(self) -> int:
+        """Tasks that were released to the target."""
+        return self.count("mark = 'moved'", "sluice_task")
+
+    @property
+    def route(self) -> tuple[int, int]:
+        """Share of new submissions for RQ, and whether legacy workers may poll."""
+        rows = self.sql("SELECT rq_share, polling FROM captions_control WHERE id = 1")
+        return int(rows[0][0]), int(rows[0][1])
+
+    @property
+    def legacy_locked(self) -> bool:
+        """Whether the legacy account is locked."""
+        rows = self.sql(
+            "SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = 'captions_legacy'"
+        )
+        return rows[0][0] in ("1", "true", 1)
+
+    def running(self, group: str) -> int:
+        """How many processes of a group run."""
+        return sum(p.state == "RUNNING" for p in self.lab.supervisor.processes() if p.group == group)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that a dry run must not change, by place."""
+        found: dict[str, object] = {}
+        with self.root() as cursor:
+            cursor.execute("SHOW DATABASES")
+            found["databases"] = sorted(name for (name,) in cursor.fetchall())
+            cursor.execute("SHOW TABLES")
+            for table in sorted(str(name) for (name,) in cursor.fetchall()):
+                cursor.execute(f"CHECKSUM TABLE {table} EXTENDED")
+                found[f"table {table}"] = cursor.fetchone()
+            cursor.execute("SELECT Host, User, Priv FROM mysql.global_priv ORDER BY 1, 2")
+            found["accounts"] = cursor.fetchall()
+        redis = self.redis
+        persistence = cast("dict[str, Any]", redis.info("persistence"))
+        found["redis"] = (
+            redis.dbsize(),
+            persistence["rdb_changes_since_last_save"],
+            redis.lastsave(),
+            redis.acl_list(),
+            redis.config_get("*"),
+        )
+        redis.close()
+        found["settings"] = (self.layout.env_file.read_bytes(), self.layout.env_file.stat().st_mtime_ns)
+        found["files"] = sorted(
+            str(path) for folder in (self.layout.backups, self.layout.env_file.parent) for path in folder.glob("*")
+            if folder == self.layout.backups or path.name.startswith("captions.env")
+        )  # fmt: skip
+        return found
+
+
+@contextmanager
+def lab_in(directory: Path, **options: object) -> Iterator[PlaybookLab]:
+    """A lab in a directory, ended afterwards whatever happened."""
+    made = PlaybookLab(directory)
+    try:
+        made.up(**options)
+        yield made
+    finally:
+        made.down()
+
+
+def family_of(pid: int) -> list[int]:
+    """Everything a process started and what that started, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+                children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        mine = children.get(waiting.pop(0), [])
+        found += mine
+        waiting += mine
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def end_family(pid: int) -> None:
+    """``kill -9`` of a process and all that it started."""
+    for one in [pid, *family_of(pid)]:
+        _signal(one, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words if word]
+
+
+def _is_python(pid: int) -> bool:
+    words = _command_line(pid)
+    return bool(words) and "python" in Path(words[0]).name

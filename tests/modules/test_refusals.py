@@ -1,0 +1,172 @@
+"""What every module says when it cannot work: one message, every promised key, nothing written, no secret let out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ansible.module_utils.sluice.core.phases import Phase
+
+from conftest import PlantedSecrets
+from lab.stores import LOOPBACK, free_port
+from modules.site import MODULES, WITHOUT_STORES, Site
+
+pytestmark = pytest.mark.real
+
+WITH_STORES = [name for name in MODULES if name not in WITHOUT_STORES]
+#: They read, and need no run and no lease.
+READERS = ("queue_holds", "queue_plan", "queue_report", "queue_status")
+#: They ask Redis nothing.
+SQL_ONLY = ("queue_holds", "queue_intake", "queue_report", "queue_status")
+WRITERS = [name for name in WITH_STORES if name not in READERS]
+#: Options with which a module would write, where its usual ones only read.
+WRITING: Mapping[str, Mapping[str, Any]] = {
+    "queue_run": {"state": "advanced", "phase": "prepared"},
+    "queue_intake": {"state": "paused"},
+}
+
+
+def at_the_right_phase(name: str) -> Phase:
+    """Where a run stands when this module may work, so that only the cause under test can refuse it."""
+    return {
+        "queue_transfer": Phase.FENCED,
+        "queue_fence": Phase.ROUTED,
+        "queue_drain": Phase.ROUTED,
+        "queue_verify": Phase.TRANSFERRED,
+        "queue_recover": Phase.TRANSFERRED,
+        "queue_validate": Phase.VERIFIED,
+        "queue_cleanup": Phase.VALIDATED,
+        "queue_route": Phase.PREPARED,
+        "queue_soak": Phase.PREPARED,
+        "queue_workers_prove": Phase.PREPARED,
+    }.get(name, Phase.OPENED)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_STORES if name not in SQL_ONLY])
+def test_redis_does_not_answer(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    site.seed(3)
+    site.open(at_the_right_phase(name))
+    url = site.redis_url.replace(f":{site.redis_url.rsplit(':', 1)[1]}", f":{free_port(46000)}/0")
+    with site.unchanged(lease=False):
+        outcome = site.call(name, redis_url=url).assert_refused(f"{LOOPBACK}:", "no answer", "Next: check host, port")
+    planted_secrets.assert_absent(outcome.printed, name)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_STORES if name not in SQL_ONLY])
+def test_redis_refuses_the_password(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    site.open(at_the_right_phase(name))
+    wrong = planted_secrets.plant("wrong").removesuffix("@s3")
+    with site.unchanged(lease=False):
+        outcome = site.call(name, redis_url=f"redis://mover:{wrong}@{LOOPBACK}:{site.redis_url.rsplit(':', 1)[1]}")
+    outcome.assert_refused("login refused", "check user and password of the Redis URL")
+    planted_secrets.assert_absent(outcome.printed, name)
+
+
+@pytest.mark.parametrize("name", WITH_STORES)
+def test_the_database_refuses_the_password(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    site.open(at_the_right_phase(name))
+    wrong = planted_secrets.plant("wrong").removesuffix("@s3")
+    user, rest = site.db_url.removeprefix("mysql+pymysql://").split(":", 1)
+    with site.unchanged():
+        outcome = site.call(name, db_url=f"mysql+pymysql://{user}:{wrong}@{rest.rsplit('@', 1)[1]}")
+    outcome.assert_refused("Access denied", "check user and password of the database URL")
+    planted_secrets.assert_absent(outcome.printed, name)
+
+
+@pytest.mark.parametrize("name", WITH_STORES)
+def test_the_database_does_not_answer(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    site.open(at_the_right_phase(name))
+    port = site.db_url.rsplit(":", 1)[1].split("/")[0]
+    with site.unchanged():
+        outcome = site.call(name, db_url=site.db_url.replace(f":{port}/", f":{free_port(36000)}/"))
+    outcome.assert_refused("check host and port of the database URL")
+    planted_secrets.assert_absent(outcome.printed, name)
+
+
+@pytest.mark.parametrize("name", WITH_STORES)
+def test_the_database_does_not_exist(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    # The mover's account sees every database whose name begins with sluice_.
+    with site.unchanged():
+        outcome = site.call(name, db_url=f"{site.db_url.rsplit('/', 1)[0]}/sluice_nowhere")
+    outcome.assert_refused("Unknown database", "check the database name of the URL")
+    planted_secrets.assert_absent(outcome.printed, name)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "queue_run"])
+def test_no_run_is_open(site: Site, name: str) -> None:
+    """Nor is there a ledger. A cleanup has nothing to do then, which is no failure."""
+    site.seed(2)
+    with site.unchanged():
+        outcome = site.call(name, **WRITING.get(name, {}))
+    if name == "queue_cleanup":
+        outcome.assert_done()
+        return
+    outcome.assert_refused("no open run" if name == "queue_recover" else "no run is open", "Next: ")
+
+
+@pytest.mark.parametrize("state", ["advanced", "undone", "released"])
+def test_queue_run_without_a_run(site: Site, state: str) -> None:
+    with site.unchanged():
+        outcome = site.call("queue_run", state=state, phase="prepared", owner="first@host:1")
+    if state == "advanced":
+        outcome.assert_refused("no run is open")
+    else:
+        assert outcome.assert_done().result["changed"] is False
+
+
+@pytest.mark.parametrize("remaining", [600, -600], ids=["live", "expired"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_lease_is_someone_elses(site: Site, name: str, remaining: int) -> None:
+    """Expired or not: only opening the run takes a lease over, and that waits its turn."""
+    site.seed(3)
+    site.open(at_the_right_phase(name))
+    site.take_over(seconds=remaining)
+    with site.unchanged():
+        outcome = site.call(name, **WRITING.get(name, {}))
+    outcome.assert_refused("belongs to 'second@host:2', not to 'first@host:1'", "--start-at-task")
+
+
+@pytest.mark.parametrize("state", ["undone", "released", "advanced"])
+def test_queue_run_under_someone_elses_lease(site: Site, state: str) -> None:
+    site.open()
+    site.take_over()
+    with site.unchanged():
+        site.call("queue_run", state=state, phase="prepared").assert_refused("belongs to 'second@host:2'")
+
+
+@pytest.mark.parametrize("name", WITHOUT_STORES)
+def test_a_host_step_that_cannot_work(site: Site, name: str) -> None:
+    wrong = {"queue_config": {"path": str(site.folder / "no" / "folder" / "app.env")}, "queue_workers": {}}
+    with site.unchanged():
+        site.call(name, **wrong[name]).assert_refused()
+
+
+@pytest.mark.parametrize("name", ["queue_transfer", "queue_validate", "queue_drain"])
+def test_a_slice_that_is_not_the_last_fails_for_a_caller_who_did_not_ask(
+    site: Site, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the action plugin nobody would call again, and the play would go on as if the step were done."""
+    from ansible.module_utils.sluice.shell import runner
+    from ansible.module_utils.sluice.shell.steps import movement, validate
+
+    for step in (movement, validate):
+        monkeypatch.setattr(step, "SLICE_SECONDS", 0.0)
+    site.seed(30)
+    if name == "queue_drain":
+        site.sql("UPDATE caption_tasks SET status = 'running', lease_until = UTC_TIMESTAMP(6) LIMIT 1")
+    if name != "queue_drain":
+        site.open(Phase.ROUTED)
+        site.call("queue_fence").assert_done()
+    site.open(at_the_right_phase(name))
+    options: dict[str, dict[str, Any]] = {
+        "queue_transfer": {"batch": 10},
+        "queue_validate": {"observation_seconds": 60},
+        "queue_drain": {"deadline": 60},
+    }
+    outcome = site.call(name, **options[name])
+    assert outcome.failed
+    assert outcome.message == runner.UNFINISHED
+    outcome.assert_complete()
+    again = site.call(name, sliced=True, **options[name])
+    assert again.assert_done().result["cursor"]
