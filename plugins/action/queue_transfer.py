@@ -5,10 +5,12 @@ Every other plugin of this folder is a symbolic link to this file: Ansible finds
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 #: The modules that take the options `sliced` and `cursor`.
@@ -42,6 +44,7 @@ class ActionModule(ActionBase):
         if self._task.action in SLICED:
             arguments["sliced"] = True
         shown = 0.0
+        playbook = os.getppid()
         while True:
             result = self._execute_module(module_args=arguments, task_vars=task_vars)
             cursor = result.pop("cursor", None)
@@ -50,6 +53,11 @@ class ActionModule(ActionBase):
             if time.monotonic() - shown >= LINE_SECONDS:
                 self._show(result.get("lines", [])[:1])
                 shown = time.monotonic()
+            if os.getppid() != playbook:
+                # Killed, it leaves this process behind. Going on would keep the lease from the same command typed again.
+                raise AnsibleError(
+                    "ansible-playbook is gone; stopped after this slice. Next: run the same command again."
+                )
             arguments["cursor"] = cursor
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:

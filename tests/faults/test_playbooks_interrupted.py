@@ -15,15 +15,13 @@ from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in, 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = 900
 TRANSFER = "queue_transfer : Move the tasks, batch by batch"
+PHASES = ("prepared", "hybrid", "routed", "fenced", "transferred", "verified", "validated", "cleaned")
 #: What somebody would set who wants to get past the first play.
 FORGED = {
     "queue_run_owner": "me",
     "queue_owner": "me",
     "queue_run_id": "mine",
-    "queue_todo": {
-        phase: True
-        for phase in ("prepared", "hybrid", "routed", "fenced", "transferred", "verified", "validated", "cleaned")
-    },
+    "queue_todo": dict.fromkeys(PHASES, True),
 }
 
 

@@ -170,3 +170,23 @@ def test_a_slice_that_is_not_the_last_fails_for_a_caller_who_did_not_ask(
     outcome.assert_complete()
     again = site.call(name, sliced=True, **options[name])
     assert again.assert_done().result["cursor"]
+
+
+def test_a_defect_lets_no_secret_out(
+    site: Site, planted_secrets: PlantedSecrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody foresaw may hold anything: the message and the trace are redacted as all else is."""
+    from ansible.module_utils.sluice.services import run as runs
+
+    def broken(*_: object) -> None:
+        raise ValueError(f"cannot use {site.db_url} with\n{site.redis_url}")
+
+    monkeypatch.setattr(runs, "continue_run", broken)
+    outcome = site.call("queue_probe")
+    assert outcome.failed
+    assert "\n" not in outcome.message
+    assert "defect of Sluice" in outcome.message
+    assert "ValueError: cannot use ********" in outcome.message
+    outcome.assert_complete()
+    assert "test_refusals.py" in outcome.result["exception"]
+    planted_secrets.assert_absent(outcome.printed, "a defect")

@@ -51,7 +51,7 @@ def connect(url: str, *, pool_size: int = 4) -> Engine:
     """
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):  # the latter for a port that is no number
         raise StoreError(
             "the database URL cannot be read.", next_step="write mysql+pymysql://user:password@host:port/database."
         ) from None

@@ -752,6 +752,20 @@ class SqlTable:
         with reading(self.engine) as connection:
             return [str(row[0]) for row in connection.execute(query)]
 
+    def back_again(self, limit: int = 5) -> Sequence[str]:
+        """Ids that were moved and stand at the source nevertheless, at most ``limit``: the table was restored.
+
+        Only where the row itself says that it was moved; else the ledger's mark is all there is.
+        """
+        if Place.MOVED not in self.source.places:
+            return []
+        _ = self.live
+        place, tables = self._place()
+        at_source = place.in_([Place.READY.value, Place.DELAYED.value, Place.LEASED.value])
+        query = sa.select(self._id).select_from(tables).where(self._marked(Mark.MOVED), at_source).limit(limit)
+        with reading(self.engine) as connection:
+            return [str(row[0]) for row in connection.execute(query)]
+
     def departed(self, run_id: str) -> int:
         """How many ids of the baseline have no row any more (a table whose rows are deleted on success)."""
         _ = self.live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,12 @@ SLICE_SECONDS = 8.0
 UNFINISHED = (
     "the step is not finished: it works in slices, and its action plugin was not found. "
     "Next: run from the repository's root, so that ansible.cfg names plugins/action."
+)
+
+#: What is said of an error that nobody foresaw.
+DEFECT = (
+    "this is a defect of Sluice; what was done until here is in the ledger. "
+    "Next: look at playbooks/status.yml, and report the trace that -vvv shows. It says:"
 )
 
 Result = dict[str, Any]
@@ -79,6 +86,11 @@ def run(spec: Mapping[str, Any], step: Step, returns: Mapping[str, Any]) -> None
         result = {**returns, **step(given)}
     except SluiceError as error:
         module.fail_json(**{**returns, "changed": False}, msg=redacted(str(error), secrets))
+        return
+    except Exception as error:  # noqa: BLE001  a defect may say anything, secrets included; it is failed, not hidden
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        trace = redacted("".join(traceback.format_exception(error)), secrets)
+        module.fail_json(**{**returns, "changed": False}, msg=redacted(f"{DEFECT} {said}", secrets), exception=trace)
         return
     cursor = result.pop("cursor", None)
     result = cleaned(result, secrets)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...adapters.factory import supervisor
-from ...core.errors import StoreError
+from ...core.errors import GenerationMismatch, StoreError
 from ...core.phases import Phase
 from ...core.tasks import Place
 from ...core.verdicts import Check, Gate, Verdict
@@ -254,7 +254,12 @@ def transfer(given: Given) -> Result:
         }
     run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.require(run, Phase.FENCED, step="the transfer")
-    system.target.stamp(lease)
+    if system.target.read_stamp()[0] != run.generation:
+        raise GenerationMismatch(
+            "Redis no longer carries the stamp of this run: it was emptied, restored or replaced.",
+            where="Redis",
+            next_step="run playbooks/recover.yml: it places again what the witness shows unstarted.",
+        )
     _same_server(given, run.id, lease)
     work = _transfer(
         given, pace=Pace(batch=params["batch"], rate=float(params["rate"]), lease_seconds=runs.LEASE_SECONDS)

@@ -191,6 +191,7 @@ def probe(given: Given) -> Result:
 def baseline(given: Given) -> Result:
     """Remember every id with its place, the latency of submissions now, and stamp Redis with the run's generation."""
     system, params = given.system, given.params
+    canary = application_of(given) if params["canary"] else None  # a wrong one is named before anything is written
     if given.check_mode:
         known = sum(sum(p.values()) for p in system.source.counts().values())
         return {
@@ -216,8 +217,8 @@ def baseline(given: Given) -> Result:
     checks.append(
         Check.of("rows of unknown state", True, f"{unknown}; they will be held, not moved" if unknown else "0")
     )
-    if params["canary"]:
-        application, form, first = application_of(given)
+    if canary is not None:
+        application, form, first = canary
         answers, refused = canaries.submit(application, first, params["samples"], form.priorities)
         measured = canaries.latency_of([a.seconds for a in answers])
         reading = "nothing accepted: " + "; ".join(refused[:2])

@@ -17,7 +17,13 @@ from ...ports.ledger import Run
 from ...services import fence as fences
 from ...services import run as runs
 from ...services.transfer import abort
+from ...services.verify import Verification
 from ..runner import Given, Result, gate_lines
+
+STAMP_LOST = (
+    "Redis no longer carries the stamp of this run: it was emptied or replaced. "
+    "Next: run playbooks/recover.yml; it places again what the witness shows unstarted."
+)
 
 
 def act(given: Given) -> Result:
@@ -86,10 +92,35 @@ def opened(given: Given) -> Result:
         }
     owner = cursor.get("owner", owner)
     lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
-    stragglers = _reopen_for_stragglers(system, run, lease)
+    reopened = _reopen_for_loss(system, run, lease) or _reopen_for_stragglers(system, run, lease)
     result = _described(system, owner)
-    lines = _lines(result, resumed=before is not None) + stragglers
-    return {**result, "changed": installed or before is None or bool(stragglers), "lines": lines}
+    lines = _lines(result, resumed=before is not None) + reopened
+    return {**result, "changed": installed or before is None or bool(reopened), "lines": lines}
+
+
+def _reopen_for_loss(system: System, run: Run, lease: Lease) -> list[str]:
+    """A Redis without our stamp lost tasks, and one that was restarted may have: no verdict from before holds."""
+    stamp = system.target.read_stamp()[0]
+    if not reached(run.phase, Phase.ROUTED):
+        return []
+    if stamp != run.generation:
+        lines = [STAMP_LOST]
+        verified = Verification(
+            system.source, system.target, system.ledger, system.clock, system.mapping, run.id
+        ).balance()
+        lines += [f"{verified.balance.fault_count:,} of {verified.balance.known:,} known ids are at fault"]
+        lines += [f"  {fault.id}  {fault.fault}" for fault in verified.balance.faults[:20]]
+        reading = f"the stamp is missing, {verified.balance.fault_count} ids are at fault"
+    else:
+        servers = system.ledger.events(run.id, "measure", "redis server")
+        if not servers or servers[-1].detail.get("run_id") == system.target.run_id_of_server():
+            return []
+        reading = "Redis was restarted since the transfer: the balance is taken again"
+        lines = [reading]
+    if not reached(run.phase, Phase.TRANSFERRED):
+        return lines
+    system.ledger.set_phase(lease, Phase.FENCED, Gate("target", (Check("reopened", Verdict.PASSED, reading),)))
+    return lines
 
 
 def _reopen_for_stragglers(system: System, run: Run, lease: Lease) -> list[str]:
@@ -109,6 +140,14 @@ def _reopen_for_stragglers(system: System, run: Run, lease: Lease) -> list[str]:
 
 def _refuse_restored(system: System, run: Run | None) -> None:
     """A ledger whose token is older than its mirror in the target was restored from a backup."""
+    back = system.source.back_again() if run is not None else []
+    if back:
+        raise RunConflict(
+            f"tasks that this run has moved stand at the source again (first: {', '.join(back)}): the table was restored "
+            "from a backup while Redis lived on. Moving them once more could run them twice.",
+            where=f"table {system.mapping.source.table}",
+            next_step="restore both stores to one moment, or decide by hand; playbooks/status.yml shows what each has.",
+        )
     stamp, mirrored, _ = system.target.read_stamp()
     state = system.ledger.lease_state()
     generation = run.generation if run else ""
@@ -175,6 +214,9 @@ def undone(given: Given) -> Result:
             "undone": False,
             "lines": [f"run {run.id} passed its point of no return{when}: run the same command again to finish it"],
         }
+    if reached(run.phase, Phase.ROUTED) and system.target.read_stamp()[0] != run.generation:
+        # Tasks that were born in the target may be gone; recovery needs this run to place them again.
+        return {**_described(system, given.owner), "changed": False, "undone": False, "lines": [STAMP_LOST]}
     if given.check_mode:
         return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
     run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])

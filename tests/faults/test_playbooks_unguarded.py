@@ -1,0 +1,91 @@
+"""Workers that do not claim what they work on: fenced before anything is claimed, and what they had begun is held."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from faults.playbook_lab import CANARY_USERS, ROOT, PlaybookLab, lab_in, until
+from oracle.judge import Allowances
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TASKS = 40
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
+    """One unguarded worker that works for minutes on its first task; whoever starts later works fast."""
+    with lab_in(tmp_path_factory.mktemp("ung"), legacy_kind="unguarded", work_ms=500_000) as made:
+        made.seed(TASKS)
+        until(lambda: made.layout.effects_file.stat().st_size > 0, 20, "the worker's first task")
+        settings = made.layout.env_file.read_text()
+        made.layout.env_file.write_text(re.sub(r"^WORK_MS=.*$", "WORK_MS=0", settings, flags=re.MULTILINE))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def mapping(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The lab's mapping, which calls its claimers what they are."""
+    data = yaml.safe_load((ROOT / "inventories" / "lab" / "mapping.yml").read_text())
+    for claimer in data["source"]["claimers"]:
+        claimer |= {"kind": "unguarded", "processes": 1}
+    path = tmp_path_factory.mktemp("mapping") / "mapping.yml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return str(path)
+
+
+def _starts(path: Path) -> list[tuple[str, str]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(record["side"], record["task"]) for record in records if record["event"] == "start"]
+
+
+def test_what_a_killed_worker_had_begun_is_held_and_nobody_claims_behind_the_fence(
+    lab: PlaybookLab, mapping: str
+) -> None:
+    ((side, begun),) = _starts(lab.layout.effects_file)
+    assert side == "db"
+
+    outcome = lab.run("migrate", queue_mapping=mapping, queue_workers_deadline=2, queue_drain_deadline=2)
+
+    outcome.done()
+    assert lab.phase == "validated"
+    assert lab.sql("SELECT task_id, mark FROM sluice_task WHERE mark <> 'moved'") == ((begun, "held"),)
+    assert lab.sql("SELECT custody, status FROM caption_tasks WHERE id = %s", begun) == (("held", "queued"),)
+    assert lab.moved == TASKS - 1
+    assert "held        1" in outcome.output
+    ((fenced, first_move),) = lab.sql(
+        "SELECT (SELECT MAX(at) FROM sluice_event WHERE name = 'fence source' AND verdict = 'passed'),"
+        " (SELECT MIN(at) FROM sluice_task WHERE mark = 'moved')"
+    )
+    assert fenced <= first_move
+
+    # Its service manager starts it again: it is turned away, and takes nothing.
+    log = lab.layout.logs / "legacy_0.log"
+    before = log.stat().st_size
+    lab.lab.supervisor.start_group("legacy")
+    until(lambda: log.read_text()[before:].count("database error") >= 2, 20, "two refusals")
+    assert [task for side, task in _starts(lab.layout.effects_file) if side == "db"] == [begun]
+    lab.lab.supervisor.stop_group("legacy")
+    lab.clean(Allowances(kills=1, held=True, canary_users=CANARY_USERS))
+
+
+def test_a_held_task_has_a_way_out(lab: PlaybookLab, mapping: str) -> None:
+    (begun,) = (row[0] for row in lab.sql("SELECT task_id FROM sluice_task WHERE mark = 'held'"))
+    listed = lab.run("holds", queue_mapping=mapping).done().output
+    assert begun in listed
+    lab.run("cleanup", queue_mapping=mapping).refused("holds decided")
+    decision = {"queue_mapping": mapping, "queue_holds_state": "released", "queue_holds_ids": [begun]}
+    lab.run("holds", **decision).refused("reason")
+    assert lab.sql("SELECT custody FROM caption_tasks WHERE id = %s", begun) == (("held",),)
+
+    lab.run("holds", **decision, queue_holds_reason="the worker was killed before it wrote anything").done()
+    lab.run("migrate", queue_mapping=mapping).done()
+
+    assert lab.phase == "validated"
+    assert "0 held" in lab.run("holds", queue_mapping=mapping).done().output
+    lab.clean(Allowances(kills=1, canary_users=CANARY_USERS))
