@@ -54,10 +54,8 @@ class ActionModule(ActionBase):
                 self._show(result.get("lines", [])[:1])
                 shown = time.monotonic()
             if os.getppid() != playbook:
-                # Killed, it leaves this process behind. Going on would keep the lease from the same command typed again.
-                raise AnsibleError(
-                    "ansible-playbook is gone; stopped after this slice. Next: run the same command again."
-                )
+                # A kill leaves this process behind; going on would keep the lease from the same command typed again.
+                raise AnsibleError("ansible-playbook is gone. Next: run the same command again.")
             arguments["cursor"] = cursor
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:

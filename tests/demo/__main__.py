@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAN = ("ansible-playbook", "playbooks/plan.yml")
 MIGRATE = ("ansible-playbook", "playbooks/migrate.yml")
 #: Slow enough that a kill meets the transfer, when a kill is asked for (tasks a second).
-RATE_FOR_A_KILL = 200
+RATE_FOR_A_KILL = 100
 #: Users of the load generator, the prober and the backlog are below this, those of Sluice's canaries from here on.
 CANARY_USERS = "900000000-999999999"
 FAILED_BEFORE_THE_VERDICT = 3
@@ -196,10 +196,10 @@ class Demo:
         self._run(command)
 
     def _killed(self, command: Sequence[str]) -> None:
-        """Start a playbook and kill it, with everything that it started, when a part of the tasks has moved."""
+        """Start a playbook and kill it, with everything that it started, when the first tasks have moved."""
         print(f"\n$ {' '.join(command)}", flush=True)
         process = self.children.start(command)
-        while (moved := self._moved()) < self.tasks // 20:
+        while not (moved := self._moved()):
             if process.poll() is not None:
                 raise Unfinished(f"it ended with status {process.returncode} before it could be killed")
             time.sleep(0.02)

@@ -22,7 +22,7 @@ REASON = "the test emptied Redis"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
-    """A run that stands at 'verified': every moved task waits in RQ, and as many were born there; no worker is alive."""
+    """A run that stands at 'verified': each moved task waits in RQ, as many were born there, no worker lives."""
     with lab_in(tmp_path_factory.mktemp("loss")) as made:
         made.lab.supervisor.stop_group("legacy")
         made.seed(TASKS, delayed_share=0.2, delay=30)

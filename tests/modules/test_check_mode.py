@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from ansible.module_utils.sluice.core.phases import Phase
 
@@ -11,49 +13,42 @@ from modules.test_refusals import at_the_right_phase
 
 pytestmark = pytest.mark.real
 
-STANDINGS = ["untouched", "in the run", "under someone else's lease", "after the run"]
 
-
-def bring(site: Site, standing: str, name: str) -> None:
-    """Put the site where a dry run is to be made."""
+def standings(site: Site, phase: Phase) -> Iterator[str]:
+    """Put the site where dry runs are made, one place after the other."""
     site.seed(6, delayed=2)
-    if standing == "untouched":
-        return
-    site.open(Phase.OPENED if standing == "after the run" else at_the_right_phase(name))
-    if standing == "under someone else's lease":
-        site.take_over()
-    elif standing == "after the run":
-        site.call("queue_run", state="undone", owner=OWNER, reason="a test").assert_done()
+    yield "untouched"
+    site.open(phase)
+    yield "in the run"
+    site.take_over()
+    yield "under someone else's lease"
+    site.stand(Phase.OPENED)
+    site.take_over(OWNER)
+    site.call("queue_run", state="undone", reason="a test").assert_done()
+    yield "after the run"
 
 
-@pytest.mark.parametrize("account", ["reader", "mover"])
-@pytest.mark.parametrize("standing", STANDINGS)
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "queue_workers"])
-def test_a_dry_run_writes_nothing(
-    site: Site, planted_secrets: PlantedSecrets, name: str, standing: str, account: str
-) -> None:
-    bring(site, standing, name)
-    options = {"db_url": site.read_url if account == "reader" else site.db_url}
-    if name == "queue_config":
-        options = {}
-    if name == "queue_plan" and account == "reader":
-        options["mover"] = site.accounts["sluice"]
-    with site.unchanged():
-        outcome = site.call(name, check=True, **options)
-    # There is nothing to recover before a route was changed, and a finished run has nothing to clean up.
-    if name == "queue_recover" and standing in ("untouched", "after the run"):
-        outcome.assert_refused("nothing to recover")
-    else:
-        outcome.assert_done()
-    planted_secrets.assert_absent(outcome.printed, name)
+def test_a_dry_run_writes_nothing(site: Site, planted_secrets: PlantedSecrets, name: str) -> None:
+    """With the plan's own SQL account, and with the mover's, which could."""
+    reader = {"db_url": site.read_url} | ({"mover": site.accounts["sluice"]} if name == "queue_plan" else {})
+    for standing in standings(site, at_the_right_phase(name)):
+        for options in (reader, {"db_url": site.db_url}):
+            with site.unchanged():
+                outcome = site.call(name, check=True, **({} if name == "queue_config" else options))
+            planted_secrets.assert_absent(outcome.printed, name)
+            # There is nothing to recover before a route was changed, or after the run.
+            if name == "queue_recover" and standing in ("untouched", "after the run"):
+                outcome.assert_refused("nothing to recover")
+            else:
+                outcome.assert_done()
 
 
 @pytest.mark.parametrize("state", ["opened", "advanced", "undone", "released"])
-@pytest.mark.parametrize("standing", STANDINGS)
-def test_a_dry_run_of_every_state_of_a_run(site: Site, standing: str, state: str) -> None:
-    bring(site, standing, "queue_run")
-    with site.unchanged():
-        site.call("queue_run", check=True, db_url=site.read_url, state=state, phase="prepared").assert_done()
+def test_a_dry_run_of_every_state_of_a_run(site: Site, state: str) -> None:
+    for _ in standings(site, Phase.OPENED):
+        with site.unchanged():
+            site.call("queue_run", check=True, db_url=site.read_url, state=state, phase="prepared").assert_done()
 
 
 @pytest.mark.parametrize("state", ["read", "open", "paused"])

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..core.errors import SluiceError
+from ..core.figures import size
 from ..core.verdicts import Check, Gate, Verdict
 from ..ports.preparation import Artefact, Attested, BackupPart, Progress, Taken, unheard
 from ..ports.surroundings import Clock
@@ -138,8 +139,8 @@ def verify(folder: Path) -> Check:
     if faults:
         return Check(name, Verdict.FAILED, "; ".join(faults), "prepare again")
     files = [artefact for entry in entries for artefact in entry.artefacts]
-    size = sum(artefact.bytes for artefact in files)
-    return Check(name, Verdict.PASSED, f"{len(files)} files, {size} bytes, checksums re-read, in {folder}")
+    total = sum(artefact.bytes for artefact in files)
+    return Check(name, Verdict.PASSED, f"{len(files)} files, {size(total)}, checksums re-read, in {folder}")
 
 
 def digest(path: Path) -> str:
@@ -164,19 +165,19 @@ def _space(parts: Sequence[BackupPart], directory: Path) -> Check:
     needed = 0
     for part in parts:
         try:
-            size = part.needed_bytes()
+            estimated = part.needed_bytes()
         except SluiceError as error:
             return Check(name, Verdict.UNKNOWN, f"size of {part.name}: {error}", error.next_step)
-        if size is None:
+        if estimated is None:
             return Check(
                 name, Verdict.UNKNOWN, f"the size of {part.name} cannot be read", "attest a backup of your own"
             )
-        needed += size
+        needed += estimated
     place = directory
     while not place.exists() and place != place.parent:
         place = place.parent
     free = shutil.disk_usage(place).free
-    reading = f"{free} bytes free in {place}, {needed} estimated times {SPACE_FACTOR:g}"
+    reading = f"{size(free)} free in {place}, {size(needed)} estimated times {SPACE_FACTOR:g}"
     return Check.of(name, free >= needed * SPACE_FACTOR, reading, "free space there or set another backup directory")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..core.errors import SluiceError, StoreError
+from ..core.figures import size
 from ..core.verdicts import Check, Gate, Verdict
 from ..ports.preparation import RedisHealth, RedisReadings, SqlHealth, SqlReadings
 
@@ -231,8 +232,8 @@ def _memory(seen: RedisReadings, backlog_bytes: int | None, factor: float) -> Ch
     needed = seen.used_memory + int(backlog_bytes * factor)
     of_what = "maxmemory" if seen.max_memory else "the host's memory (maxmemory is not set)"
     reading = (
-        f"{seen.used_memory} bytes used and {backlog_bytes} of backlog times {factor:g} make {needed}, "
-        f"of {limit} bytes of {of_what}"
+        f"{size(seen.used_memory)} used and {size(backlog_bytes)} of backlog times {factor:g} make {size(needed)}, "
+        f"of {size(limit)} of {of_what}"
     )
     return Check.of(name, needed <= limit, reading, "raise maxmemory or move to a larger server")
 
@@ -244,10 +245,10 @@ def _fork(seen: RedisReadings) -> Check:
     if seen.used_memory is None:
         return Check(name, Verdict.UNKNOWN, "used memory could not be read", step)
     if seen.free_memory is not None:
-        reading = f"{seen.used_memory} bytes used, {seen.free_memory} free for a fork"
+        reading = f"{size(seen.used_memory)} used, {size(seen.free_memory)} free for a fork"
         return Check.of(name, seen.free_memory >= seen.used_memory, reading, step)
     if seen.host_memory is not None and seen.used_memory * 2 > seen.host_memory:
-        reading = f"{seen.used_memory} bytes used fit less than twice into the host's {seen.host_memory}"
+        reading = f"{size(seen.used_memory)} used fit less than twice into the host's {size(seen.host_memory)}"
         return Check(name, Verdict.FAILED, reading, step)
     if seen.overcommit == 1:
         return Check(name, Verdict.PASSED, "vm.overcommit_memory is 1")
@@ -337,7 +338,7 @@ def _disk(seen: SqlReadings) -> Check:
     if seen.disk_free is None or seen.data_bytes is None:
         return Check(name, Verdict.UNKNOWN, "free space on the database's disk cannot be read from here", step)
     needed = 2 * seen.data_bytes + SPARE_DISK
-    return Check.of(name, seen.disk_free >= needed, f"{seen.disk_free} bytes free, {needed} needed", step)
+    return Check.of(name, seen.disk_free >= needed, f"{size(seen.disk_free)} free, {size(needed)} needed", step)
 
 
 def _skew(name: str, one: str, other: str, offset: float | None, error: float, step: str) -> Check:

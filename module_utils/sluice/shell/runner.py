@@ -30,7 +30,7 @@ UNFINISHED = (
 #: What is said of an error that nobody foresaw.
 DEFECT = (
     "this is a defect of Sluice; what was done until here is in the ledger. "
-    "Next: look at playbooks/status.yml, and report the trace that -vvv shows. It says:"
+    "Next: look at playbooks/status.yml, and report it with the trace (ANSIBLE_DISPLAY_TRACEBACK=error). It says:"
 )
 
 Result = dict[str, Any]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...adapters.factory import supervisor
+from ...core.balance import Term
 from ...core.errors import GenerationMismatch, StoreError
 from ...core.phases import Phase
 from ...core.tasks import Place
@@ -397,7 +398,8 @@ def verify(given: Given) -> Result:
 def balance_lines(facts: Mapping[str, Any]) -> list[str]:
     """The conservation equation as an aligned table."""
     lines = [f"{'known':<12}{facts['known']:>12,}"]
-    lines += [f"  {term:<10}{number:>12,}" for term, number in facts["terms"].items() if number]
+    terms = facts["terms"]
+    lines += [f"  {term:<10}{terms[term]:>12,}" for term in Term if terms.get(term)]
     lines.append(f"{'at fault':<12}{facts['fault_count']:>12,}")
     lines += [f"  {fault['id']}  {fault['fault']}" for fault in facts["faults"][:20]]
     return lines

@@ -143,8 +143,8 @@ def _refuse_restored(system: System, run: Run | None) -> None:
     back = system.source.back_again() if run is not None else []
     if back:
         raise RunConflict(
-            f"tasks that this run has moved stand at the source again (first: {', '.join(back)}): the table was restored "
-            "from a backup while Redis lived on. Moving them once more could run them twice.",
+            f"tasks that this run has moved stand at the source again (first: {', '.join(back)}): the table was "
+            "restored from a backup while Redis lived on. Moving them once more could run them twice.",
             where=f"table {system.mapping.source.table}",
             next_step="restore both stores to one moment, or decide by hand; playbooks/status.yml shows what each has.",
         )

@@ -207,7 +207,7 @@ def _latency(given: Given, run_id: str, cursor: dict[str, Any]) -> Check:
 def _constraint(given: Given, application: HttpApplication, user: int) -> Check:
     if not given.system.mapping.user_constraint:
         return Check.of("one active task per user", True, "the mapping states no such constraint")
-    return canaries.one_active_per_user(application, user)
+    return canaries.one_active_per_user(application, given.system.source, user)
 
 
 def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
