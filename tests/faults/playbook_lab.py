@@ -334,6 +334,13 @@ class PlaybookLab:
         return self.count("mark = 'moved'", "sluice_task")
 
     @property
+    def moved_of_users(self) -> int:
+        """The same without Sluice's canaries, which wait at the source like any other task."""
+        return self.count(
+            f"mark = 'moved' AND user_id < {CANARY_USERS[0]}", "sluice_task JOIN caption_tasks ON id = task_id"
+        )
+
+    @property
     def route(self) -> tuple[int, int]:
         """Share of new submissions for RQ, and whether legacy workers may poll."""
         rows = self.sql("SELECT rq_share, polling FROM captions_control WHERE id = 1")

@@ -111,7 +111,7 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     last = lab.run("migrate").done()
     assert "resumed" in last.output
     assert lab.phase == "validated"
-    assert lab.count("mark = 'moved'", "sluice_task") == TASKS
+    assert lab.moved_of_users == TASKS
     lab.clean(seconds=120)
 
 

@@ -56,7 +56,7 @@ def test_what_a_killed_worker_had_begun_is_held_and_nobody_claims_behind_the_fen
     assert lab.phase == "validated"
     assert lab.sql("SELECT task_id, mark FROM sluice_task WHERE mark <> 'moved'") == ((begun, "held"),)
     assert lab.sql("SELECT custody, status FROM caption_tasks WHERE id = %s", begun) == (("held", "queued"),)
-    assert lab.moved == TASKS - 1
+    assert lab.moved_of_users == TASKS - 1
     assert "held        1" in outcome.output
     ((fenced, first_move),) = lab.sql(
         "SELECT (SELECT MAX(at) FROM sluice_event WHERE name = 'fence source' AND verdict = 'passed'),"

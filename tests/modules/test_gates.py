@@ -110,7 +110,7 @@ def test_one_gate_that_did_not_pass(site: Site, wanted: Phase) -> None:
         site.verdict(site.lease(), closed)
 
 
-@pytest.mark.parametrize("wanted", [Phase.PREPARED, Phase.ROUTED, Phase.FENCED, Phase.VERIFIED])
+@pytest.mark.parametrize("wanted", [Phase.PREPARED, Phase.TRANSFERRED, Phase.VERIFIED])
 def test_a_verdict_expires(site: Site, wanted: Phase, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = site.open(BEFORE[wanted])
     names = REQUIRED_GATES[wanted]
@@ -122,6 +122,16 @@ def test_a_verdict_expires(site: Site, wanted: Phase, monkeypatch: pytest.Monkey
         outcome.assert_refused(f"{names[-1]} unknown: passed", "too old", "run the same command again")
     monkeypatch.setitem(phases.GATE_LIFETIME, names[-1], 900.0)
     assert site.call("queue_run", state="advanced", phase=wanted.value).assert_done().result["phase"] == wanted
+
+
+def test_an_expired_verdict_about_the_present_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long drain must not outdate the fence for ever; but the fence is read, and here it is open."""
+    lease = site.open(BEFORE[Phase.FENCED])
+    for name in REQUIRED_GATES[Phase.FENCED]:
+        site.verdict(lease, name)
+    monkeypatch.setitem(phases.GATE_LIFETIME, "fence source", -1.0)
+    outcome = site.call("queue_run", state="advanced", phase="fenced")
+    outcome.assert_refused("fence source failed", "not locked")
 
 
 def test_a_verdict_of_an_earlier_run_opens_nothing(site: Site) -> None:
@@ -192,7 +202,7 @@ def undone_after_the_first_release(site: Site) -> dict[str, Any]:
 def test_no_way_back_after_the_first_release(site: Site) -> None:
     site.open(Phase.FENCED)
     site.sql("UPDATE sluice_run SET point_of_no_return_at = UTC_TIMESTAMP(6)")
-    with site.unchanged():
+    with site.unchanged(lease=False):
         result = undone_after_the_first_release(site)
     assert result["undone"] is False
     assert result["past_return"] is True
@@ -202,7 +212,7 @@ def test_the_gates_of_a_run_under_another_mapping(site: Site) -> None:
     """The rows it would read are not those that were judged."""
     site.open(Phase.FENCED)
     site.mapping_file.write_text(site.mapping_file.read_text().replace("processes: 2", "processes: 3"))
-    with site.unchanged():
+    with site.unchanged(lease=False):
         site.call("queue_transfer").assert_refused("the mapping has changed since run")
         site.call("queue_run").assert_refused("the mapping has changed since run")
 

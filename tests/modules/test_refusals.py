@@ -174,11 +174,10 @@ def test_a_defect_lets_no_secret_out(
         raise ValueError(f"cannot use {site.db_url} with\n{site.redis_url}")
 
     monkeypatch.setattr(runs, "continue_run", broken)
-    outcome = site.call("queue_probe", _ansible_tracebacks_for=["error"])
+    outcome = site.call("queue_probe")
     assert outcome.failed
     assert "\n" not in outcome.message
     assert "defect of Sluice" in outcome.message
     assert "ValueError: cannot use ********" in outcome.message
     outcome.assert_complete()
-    assert "test_refusals.py" in outcome.result["exception"]
     planted_secrets.assert_absent(outcome.printed, "a defect")

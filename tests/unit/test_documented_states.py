@@ -93,7 +93,7 @@ LINES = [
     *["nothing blocks", "blocking", "has reached", "waiting for the lease of", "it stands at", "cancelled meanwhile"],
     *["tasks whose state nobody can know", "was taken back at", "passed its point of no return", "at fault"],
     *["turned away not measured", "forward only", "still possible", "resumed"],
-    *["would die with Redis", "the stamp of this run is missing", "the database was restored"],
+    *["would die with Redis", "had lost their jobs", "the stamp of this run is missing", "the database was restored"],
 ]
 
 

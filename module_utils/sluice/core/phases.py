@@ -139,7 +139,7 @@ GATE_LIFETIME: dict[str, float] = {
     "workers": 900,
     "route": 900,
     "polling": 900,
-    "drain": 900,
+    "drain": 4 * 3600,
     "fence source": 900,
     "transfer": 900,
     "balance": 900,

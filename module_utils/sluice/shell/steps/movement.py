@@ -52,6 +52,7 @@ def route(given: Given) -> Result:
     gates = []
     router = system.router(waiting=lambda _left: system.ledger.renew(lease, runs.LEASE_SECONDS))
     if share is not None:
+        system.ledger.record(lease, "measure", "route", "", {"share": share})
         gates.append(runs.record_gate(system.ledger, lease, routes.change_share(router, lease, share)))
     if polling is not None and system.mapping.route.polling:
         gates.append(runs.record_gate(system.ledger, lease, routes.change_polling(router, lease, polling)))

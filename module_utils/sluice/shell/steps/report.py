@@ -11,6 +11,7 @@ from typing import Any
 from ...core.errors import SluiceError
 from ...core.phases import Phase
 from ...ports.ledger import Event, Run
+from ...services import run as runs
 from ..runner import Given, Result
 from .movement import balance_lines
 
@@ -39,12 +40,11 @@ def status(given: Given) -> Result:
     lease = system.ledger.lease_state()
     counts = system.source.counts()
     held = system.ledger.held()
-    no_return = last.point_of_no_return_at
     what_next = NEXT.get(last.phase, "playbooks/plan.yml") if run else "playbooks/plan.yml"
     lines = [
         f"run      {last.id} ({last.direction}), opened {last.opened_at:%Y-%m-%d %H:%M:%S} UTC by {last.operator}",
         f"phase    {last.phase}" + ("" if run else " (ended)"),
-        f"return   {f'passed {no_return:%H:%M:%S} UTC: forward only' if no_return else 'still possible'}",
+        f"return   {_way_back(last)}",
         f"lease    {f'{lease.owner}, {lease.remaining:.0f} s left' if lease and lease.remaining > 0 else 'free'}",
         "source   " + ", ".join(f"{place} {number:,}" for place, number in _totals(counts).items()),
         f"held     {len(held)}",
@@ -52,6 +52,13 @@ def status(given: Given) -> Result:
     ]
     lines += [f"         {entry.id}  {entry.where}" for entry in held[:10]]
     return {"changed": False, "run_id": last.id, "phase": last.phase.value, "next": what_next, "lines": lines}
+
+
+def _way_back(run: Run) -> str:
+    """Whether the run can still be taken back, in words."""
+    if run.point_of_no_return_at:
+        return f"passed {run.point_of_no_return_at:%H:%M:%S} UTC: forward only"
+    return "still possible" if runs.may_undo(run) else "over: the target has taken over"
 
 
 def _totals(counts: dict[str, dict[str, int]]) -> dict[str, int]:

@@ -6,15 +6,17 @@ import getpass
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ...adapters.factory import System
 from ...core.errors import RunConflict
-from ...core.phases import Phase, reached
+from ...core.phases import GATE_LIFETIME, REQUIRED_GATES, Phase, reached, require_transition
 from ...core.tasks import Lease
 from ...core.verdicts import Check, Gate, Verdict
 from ...ports.ledger import Run
 from ...services import fence as fences
+from ...services import route as routes
 from ...services import run as runs
 from ...services.transfer import abort
 from ...services.verify import Verification
@@ -191,12 +193,58 @@ def advanced(given: Given) -> Result:
             "changed": False,
             "lines": [f"run {run.id} already stands at '{wanted}'"],
         }
+    _prove_again(system, run, lease, wanted)
     gate = runs.advance(system.ledger, lease, run, wanted, system.clock, given.params["override"])
     return {
         **_described(system, given.owner),
         "changed": True,
         "lines": [f"run {run.id} has reached '{wanted}'", *gate_lines(gate)],
     }
+
+
+def _prove_again(system: System, run: Run, lease: Lease, wanted: Phase) -> None:
+    """Read anew what expired during a long soak, drain or observation, so that its verdict is about now.
+
+    Only what passed earlier in this run is read again: a verdict that failed, or was never given, stays as it is.
+    """
+    require_transition(run.phase, wanted)
+    proofs: dict[str, Callable[[], Gate]] = {
+        "route": lambda: routes.prove_share(system.router(), _share_of(system, run)),
+        "polling": lambda: _polling_off(system),
+        "fence source": lambda: fences.prove_side([system.source_fence()], "source"),
+        "workers": lambda: Gate("workers", tuple(system.target.worker_checks(system.clock.now(), 1))),
+        "intake": lambda: _intake_open(system),
+    }
+    for name in REQUIRED_GATES[wanted]:
+        given = system.ledger.events(run.id, "gate", name)
+        if name not in proofs or not given or given[-1].verdict != Verdict.PASSED:
+            continue
+        if system.clock.now() - given[-1].at.timestamp() > GATE_LIFETIME[name]:
+            runs.record_gate(system.ledger, lease, proofs[name]())
+
+
+def _share_of(system: System, run: Run) -> int:
+    """The share that this run's last change of the route wanted."""
+    wanted = system.ledger.events(run.id, "measure", "route")
+    if not wanted:
+        raise RunConflict("this run has not changed the route.", where="ledger", next_step="run the whole playbook.")
+    return int(str(wanted[-1].detail["share"]))
+
+
+def _polling_off(system: System) -> Gate:
+    if not system.mapping.route.polling:
+        reading = "the mapping names no polling switch; the claimers' processes and the fence decide"
+        return Gate("polling", (Check.of("polling", True, reading),))
+    polling = system.router().read().polling
+    reading = "cannot be read" if polling is None else f"reads {'on' if polling else 'off'}"
+    return Gate("polling", (Check.of("polling off", None if polling is None else not polling, reading),))
+
+
+def _intake_open(system: System) -> Gate:
+    port = system.intake()
+    state = port.read() if port else None
+    reading = "the mapping does not say" if state is None else "open" if state.open else "paused"
+    return Gate("intake", (Check.of("intake", None if state is None else state.open, reading),))
 
 
 def undone(given: Given) -> Result:
@@ -208,6 +256,7 @@ def undone(given: Given) -> Result:
         return {**_described(system, given.owner), "changed": False, "lines": ["no run is open: nothing to take back"]}
     if not runs.may_undo(run):
         when = f" at {run.point_of_no_return_at:%H:%M:%S} UTC" if run.point_of_no_return_at else ""
+        _let_go(given)
         return {
             **_described(system, given.owner),
             "changed": False,
@@ -216,6 +265,7 @@ def undone(given: Given) -> Result:
         }
     if reached(run.phase, Phase.ROUTED) and system.target.read_stamp()[0] != run.generation:
         # Tasks that were born in the target may be gone; recovery needs this run to place them again.
+        _let_go(given)
         return {**_described(system, given.owner), "changed": False, "undone": False, "lines": [STAMP_LOST]}
     if given.check_mode:
         return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
@@ -258,6 +308,16 @@ def undone(given: Given) -> Result:
     described = _described(system, given.owner)
     lines = [f"run {run.id} was taken back at {datetime.now(UTC):%H:%M:%S} UTC: {reason}", *done]
     return {**described, "changed": True, "undone": True, "run_id": run.id, "phase": "aborted", "lines": lines}
+
+
+def _let_go(given: Given) -> None:
+    """Give the lease up at the end of a failed command, so that the next one need not wait for it."""
+    system = given.system
+    state = system.ledger.lease_state()
+    if given.check_mode or state is None or state.owner != given.owner:
+        return
+    _, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    system.ledger.give_up(lease)
 
 
 def released(given: Given) -> Result:
