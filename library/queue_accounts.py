@@ -130,7 +130,7 @@ ARGUMENT_SPEC = {
     },
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

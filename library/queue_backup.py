@@ -100,7 +100,7 @@ ARGUMENT_SPEC = {
     "max_age_hours": {"type": "float", "default": 24.0},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "folder": "", "artefacts": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "folder": "", "artefacts": [], "lines": []}
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ ARGUMENT_SPEC = {
     "samples": {"type": "int", "default": 20},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "known": 0, "latency": {}, "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "known": 0, "latency": {}, "lines": []}
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ ARGUMENT_SPEC = {
     "archive_dir": {"type": "path", "required": True},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "removed": [], "archive": "", "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "removed": [], "archive": "", "lines": []}
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ ARGUMENT_SPEC = {
     "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"diff": {}, "backup_file": "", "lines": []}
+RETURNS: dict[str, object] = {"diff": {}, "backup_file": "", "lines": []}
 
 
 def main() -> None:

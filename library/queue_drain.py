@@ -74,7 +74,7 @@ ARGUMENT_SPEC = {
     "unproved": {"type": "list", "elements": "dict", "default": []},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "leased": 0, "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "leased": 0, "lines": []}
 
 
 def main() -> None:

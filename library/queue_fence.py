@@ -58,7 +58,7 @@ ARGUMENT_SPEC = {
     **arguments.OWNER,
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "held": 0, "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "held": 0, "lines": []}
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ ARGUMENT_SPEC = {
     "file": {"type": "path", "default": ""},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"holds": [], "count": 0, "lines": []}
+RETURNS: dict[str, object] = {"holds": [], "count": 0, "lines": []}
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ ARGUMENT_SPEC = {
     "seconds": {"type": "int", "default": 900},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "open": False, "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "open": False, "lines": []}
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ ARGUMENT_SPEC = {
     "mover": {"type": "str", "default": ""},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {
+RETURNS: dict[str, object] = {
     "verdict": "",
     "checks": [],
     "steps": [],

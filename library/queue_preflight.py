@@ -89,7 +89,7 @@ ARGUMENT_SPEC = {
     "shared_redis_note": {"type": "str", "default": ""},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

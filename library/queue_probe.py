@@ -52,7 +52,7 @@ ARGUMENT_SPEC = {
     **arguments.OWNER,
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ ARGUMENT_SPEC = {
     "reason": {"type": "str", "required": True},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "placed": 0, "held": 0, "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "placed": 0, "held": 0, "lines": []}
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ ARGUMENT_SPEC = {
     "directory": {"type": "path", "default": ""},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"report_file": "", "lines": []}
+RETURNS: dict[str, object] = {"report_file": "", "lines": []}
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ ARGUMENT_SPEC = {
     "polling": {"type": "bool"},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"before": {}, "after": {}, "verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"before": {}, "after": {}, "verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

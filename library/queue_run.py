@@ -140,7 +140,7 @@ ARGUMENT_SPEC = {
     "plan_digest": {"type": "str", "default": ""},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {
+RETURNS: dict[str, object] = {
     "run_id": "",
     "phase": "",
     "direction": "",

@@ -84,7 +84,7 @@ ARGUMENT_SPEC = {
     "sample_min": {"type": "int", "required": True},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ ARGUMENT_SPEC = {
     **arguments.STORES,
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"run_id": "", "phase": "", "next": "", "lines": []}
+RETURNS: dict[str, object] = {"run_id": "", "phase": "", "next": "", "lines": []}
 
 
 def main() -> None:

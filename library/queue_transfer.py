@@ -89,7 +89,15 @@ ARGUMENT_SPEC = {
     "rate": {"type": "int", "default": 0},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "moved": 0, "held": 0, "lost": 0, "seconds": 0.0, "lines": []}
+RETURNS: dict[str, object] = {
+    "verdict": "",
+    "checks": [],
+    "moved": 0,
+    "held": 0,
+    "lost": 0,
+    "seconds": 0.0,
+    "lines": [],
+}
 
 
 def main() -> None:

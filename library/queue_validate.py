@@ -94,7 +94,7 @@ ARGUMENT_SPEC = {
     "deadline": {"type": "int", "default": 120},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "criteria": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "criteria": [], "lines": []}
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ ARGUMENT_SPEC = {
     **arguments.OWNER,
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {
+RETURNS: dict[str, object] = {
     "verdict": "",
     "checks": [],
     "known": 0,

@@ -75,7 +75,7 @@ ARGUMENT_SPEC = {
     "deadline": {"type": "int", "default": 300},
 }
 #: Every key of RETURN with its empty value.
-RETURNS: dict[str, list[object]] = {"processes": [], "killed": [], "unproved": [], "lines": []}
+RETURNS: dict[str, object] = {"processes": [], "killed": [], "unproved": [], "lines": []}
 
 
 def main() -> None:

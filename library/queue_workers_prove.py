@@ -60,7 +60,7 @@ ARGUMENT_SPEC = {
     "workers_min": {"type": "int", "default": 1},
 }
 #: Every key of RETURN with its empty value.
-RETURNS = {"verdict": "", "checks": [], "lines": []}
+RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:

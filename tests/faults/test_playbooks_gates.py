@@ -78,8 +78,7 @@ def test_wrong_inputs_end_in_one_message_and_change_nothing(
     for what, (variables, words) in wrong.items():
         outcome = lab.run("migrate", "-vvv", **variables)
         outcome.refused(*words)
-        failed = [line for line in outcome.output.splitlines() if line.startswith("fatal:")]
-        assert len(failed) == 1, (what, outcome.output)
+        assert len(outcome.messages) == 1, (what, outcome.output)
         planted_secrets.assert_absent(outcome.output, what)
         assert lab.fingerprint() == before, what
 

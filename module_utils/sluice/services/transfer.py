@@ -28,7 +28,7 @@ class Pace:
 
     batch: int = 1000
     smallest: int = 50
-    largest: int = 2000
+    largest: int = 1000
     rate: float = 0.0
     lease_seconds: float = 25.0
 

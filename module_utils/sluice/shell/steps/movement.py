@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from ...services import run as runs
 from ...services.transfer import Pace, Transfer
 from ...services.verify import Verification, balance_gate, rules_of
 from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+
+#: On a host that it shares with the application, the mover's process yields to it.
+GUEST_NICENESS = 10
 
 #: A held reason that names why nobody can know.
 LEFTOVER = "leased at the source when its claimers were fenced: whether it ran is unknown"
@@ -267,6 +271,7 @@ def transfer(given: Given) -> Result:
         given, pace=Pace(batch=params["batch"], rate=float(params["rate"]), lease_seconds=runs.LEASE_SECONDS)
     )
     total = int(cursor.get("total", 0)) or _waiting(system.source.counts())
+    os.nice(GUEST_NICENESS)
     moved = work.slice(lease, SLICE_SECONDS)
     done = int(cursor.get("done", 0)) + moved.moved
     held = int(cursor.get("held", 0)) + moved.held
