@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,14 +129,12 @@ class PlaybookLab:
         self.lab = Lab(Layout(self.directory))
         self.layout = self.lab.layout
         self.seeded = self.layout.directory / "evidence" / "seeded.txt"
-        self._env = b""
 
     # --- its life ------------------------------------------------------------------------------------------------
 
     def up(self, **options: object) -> None:
         """Start it, with one worker of each kind unless ``options`` say otherwise."""
         self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, **options})
-        self._env = self.layout.env_file.read_bytes()
         for path in (self.seeded, self.layout.accepted_file):
             path.touch()
 
@@ -148,38 +146,9 @@ class PlaybookLab:
                 run.process.wait()
         self.lab.down()
 
-    def renew(self, **options: object) -> None:
-        """As :meth:`up` left it: no task, no run, no account of the target, nothing in Redis, legacy at work."""
-        for group in ("rqworkers", "legacy"):
-            self.lab.supervisor.stop_group(group)
-        with self.root() as cursor:
-            cursor.execute("SHOW TABLES")
-            for (table,) in cursor.fetchall():
-                if str(table).startswith("sluice_"):
-                    cursor.execute(f"DROP TABLE {table}")
-            cursor.execute("TRUNCATE caption_tasks")
-            cursor.execute(
-                "UPDATE captions_control"
-                " SET rq_share = 0, intake = 'open', intake_until = NULL, emergency = 0, polling = 1"
-            )
-            cursor.execute("DROP USER IF EXISTS captions_rq@127.0.0.1")
-            cursor.execute("ALTER USER captions_legacy@127.0.0.1 ACCOUNT UNLOCK")
-        redis = self.redis
-        redis.config_set("maxmemory-policy", "noeviction")
-        redis.flushall()
-        redis.execute_command("ACL", "DELUSER", "captions_web", "captions_rq")
-        redis.execute_command("ACL", "SAVE")
-        redis.close()
-        for path in (self.layout.effects_file, self.layout.accepted_file, self.layout.prober_file, self.seeded):
-            path.write_bytes(b"")
-        self.layout.prober_file.unlink()
-        self.layout.env_file.write_bytes(self._env)
-        self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, "legacy_kind": "guarded", "work_ms": 0, **options})
-        self.lab.supervisor.signal("web", "HUP")
-
     # --- its playbooks -------------------------------------------------------------------------------------------
 
-    def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None, **variables: Any) -> Run:
+    def start(self, name: str, *arguments: str, **variables: Any) -> Run:
         """``ansible-playbook playbooks/<name>.yml`` on this lab. ``variables`` are given with ``-e``."""
         given = {"lab_directory": str(self.layout.directory), **SHORT, **variables}
         log = self.layout.logs / f"run-{len(self.runs)}-{name}.log"
@@ -198,7 +167,6 @@ class PlaybookLab:
                     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                     "ANSIBLE_NOCOLOR": "1",
                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                    **(environment or {}),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -209,9 +177,9 @@ class PlaybookLab:
         self.runs.append(run)
         return run
 
-    def run(self, name: str, *arguments: str, seconds: float = _LONGEST_RUN_SECONDS, **variables: Any) -> Outcome:
+    def run(self, name: str, *arguments: str, **variables: Any) -> Outcome:
         """Run a playbook to its end."""
-        return self.start(name, *arguments, **variables).wait(seconds)
+        return self.start(name, *arguments, **variables).wait()
 
     # --- its application -----------------------------------------------------------------------------------------
 
@@ -371,7 +339,7 @@ class PlaybookLab:
             cursor.execute("SELECT Host, User, Priv FROM mysql.global_priv ORDER BY 1, 2")
             found["accounts"] = cursor.fetchall()
         redis = self.redis
-        persistence = cast("dict[str, Any]", redis.info("persistence"))
+        persistence = redis.info("persistence")
         found["redis"] = (
             redis.dbsize(),
             persistence["rdb_changes_since_last_save"],

@@ -109,11 +109,11 @@ def test_what_the_other_playbooks_say_of_a_validated_run(migrated: Migrated) -> 
     assert "0 held" in lab.run("holds").done().output
     assert "canaries finish" in lab.run("validate").done().output
     assert lab.phase == "validated"
-    for name in ("prepare", "hybrid"):
-        lab.run(name)
-        assert lab.phase == "validated", name
-        assert lab.route == (100, 0), name
-        assert lab.legacy_locked, name
+    lab.run("prepare").done()
+    lab.run("hybrid").refused("the source is fenced")
+    assert lab.phase == "validated"
+    assert lab.route == (100, 0), "users were sent to a side where nobody works"
+    assert lab.legacy_locked
 
 
 def test_cleanup_archives_and_removes_what_is_ours(migrated: Migrated) -> None:

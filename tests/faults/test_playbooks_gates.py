@@ -87,10 +87,10 @@ def test_wrong_inputs_end_in_one_message_and_change_nothing(
         "made_at": {"columns": columns | {"created": "made_at"}},
         "halted": {"places": places | {"cancelled": {"column": "status", "equals": "halted"}}},
     }
-    for words, change in unfitting.items():
+    for word, change in unfitting.items():
         variables = {"queue_mapping": _mapping(tmp_path, **change)}
-        lab.run("plan", **variables).refused(words)
-        assert lab.fingerprint() == before, words
+        lab.run("plan", **variables).refused(word)
+        assert lab.fingerprint() == before, word
 
 
 def test_a_store_that_is_down_is_named(lab: PlaybookLab) -> None:
@@ -117,7 +117,7 @@ def test_preflight_names_an_evicting_redis_and_strangers(lab: PlaybookLab) -> No
     redis.config_set("maxmemory-policy", "allkeys-lru")
     foreign = Worker(["normal"], connection=redis, name="foreign-worker")
     foreign.hostname = "host-unknown"
-    foreign.register_birth()
+    foreign.register_birth()  # type: ignore[no-untyped-call]
     with lab.root() as cursor:
         cursor.execute("CREATE USER intruder@127.0.0.1 IDENTIFIED BY 'intruder-password'")
         cursor.execute("GRANT SELECT ON captions.* TO intruder@127.0.0.1")
@@ -130,7 +130,7 @@ def test_preflight_names_an_evicting_redis_and_strangers(lab: PlaybookLab) -> No
     finally:
         stranger.close()
         lab.sql("DROP USER intruder@127.0.0.1")
-        foreign.register_death()
+        foreign.register_death()  # type: ignore[no-untyped-call]
         redis.flushall()
         redis.config_set("maxmemory-policy", "noeviction")
         redis.close()

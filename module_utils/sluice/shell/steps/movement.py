@@ -10,8 +10,8 @@ from typing import Any
 
 from ...adapters.factory import supervisor
 from ...core.balance import Term
-from ...core.errors import GenerationMismatch, StoreError
-from ...core.phases import Phase
+from ...core.errors import GateClosed, GenerationMismatch, StoreError
+from ...core.phases import Phase, reached
 from ...core.tasks import Place
 from ...core.verdicts import Check, Gate, Verdict
 from ...ports.surroundings import WorkerProcess
@@ -51,6 +51,13 @@ def route(given: Given) -> Result:
         return {**described, "changed": now != wanted, "verdict": "unknown", "checks": [], "lines": [line]}
     run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.require(run, Phase.PREPARED, step="changing the route")
+    back = wanted["share"] < before.share or (wanted["polling"] and not before.polling)
+    if back and reached(run.phase, Phase.FENCED):
+        raise GateClosed(
+            f"the source is fenced (run {run.id} stands at '{run.phase}'): nobody there could run what the route sent it.",
+            where="route",
+            next_step="the share stays as it is; a way back is a rollback run.",
+        )
     if not system.ledger.events(run.id, "measure", "initial route"):
         system.ledger.record(lease, "measure", "initial route", "", {"share": before.share, "polling": before.polling})
     gates = []

@@ -12,6 +12,7 @@ from ...core.tasks import Place
 from ...core.verdicts import Check, Gate, Verdict
 from ...services import canary as canaries
 from ...services import run as runs
+from ...services.verify import Verification, balance_gate
 from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
 
 
@@ -83,7 +84,8 @@ def soak(given: Given) -> Result:
             "until": now + params["seconds"], "ids": [a.task_id for a in answers], "refused": refused,
             "times": [a.seconds for a in answers], "begun": now,
         }  # fmt: skip
-    deadline = system.clock.monotonic() + max(0.0, cursor["until"] - now) + 30
+    # The canaries may take half a minute longer than the soak; counted from its end, not from this slice.
+    deadline = system.clock.monotonic() + cursor["until"] + 30 - now
     places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS)
     left = cursor["until"] - time.time()
     if not over or left > 0:
@@ -111,6 +113,8 @@ def soak(given: Given) -> Result:
                  f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms"
                  if measured else "nothing measured")
     )  # fmt: skip
+    verified = Verification(system.source, system.target, system.ledger, system.clock, system.mapping, run.id).balance()
+    checks.append(balance_gate(verified, left_at_source=0).checks[0])
     gate = runs.record_gate(system.ledger, lease, Gate("soak", tuple(checks)))
     return gate_result(gate, changed=True)
 
