@@ -340,8 +340,9 @@ class PlaybookLab:
             found["accounts"] = cursor.fetchall()
         redis = self.redis
         persistence = redis.info("persistence")
+        keys = redis.info("keyspace").get("db0", {"keys": 0, "expires": 0})
         found["redis"] = (
-            redis.dbsize(),
+            keys["keys"] - keys["expires"],  # goodbyes of workers and results of jobs go by themselves
             persistence["rdb_changes_since_last_save"],
             redis.lastsave(),
             redis.acl_list(),

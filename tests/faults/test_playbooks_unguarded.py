@@ -64,13 +64,19 @@ def test_what_a_killed_worker_had_begun_is_held_and_nobody_claims_behind_the_fen
     )
     assert fenced <= first_move
 
-    # Its service manager starts it again: it is turned away, and takes nothing.
+    # Its service manager starts it again, and somebody has even switched polling on: it is turned away.
+    settings = lab.layout.env_file.read_text()
+    assert "DATABASE_POLLING_ENABLED=false\n" in settings
+    lab.layout.env_file.write_text(settings.replace("POLLING_ENABLED=false", "POLLING_ENABLED=true"))
+    lab.sql("UPDATE captions_control SET polling = 1")
     log = lab.layout.logs / "legacy_0.log"
     before = log.stat().st_size
     lab.lab.supervisor.start_group("legacy")
     until(lambda: log.read_text()[before:].count("database error") >= 2, 20, "two refusals")
     assert [task for side, task in _starts(lab.layout.effects_file) if side == "db"] == [begun]
     lab.lab.supervisor.stop_group("legacy")
+    lab.layout.env_file.write_text(settings)
+    lab.sql("UPDATE captions_control SET polling = 0")
     lab.clean(Allowances(kills=1, held=True, canary_users=CANARY_USERS))
 
 

@@ -26,7 +26,7 @@ class CanaryForm:
     first_user: int = 900_000_000
     priorities: tuple[str, ...] = ()
     body: Mapping[str, object] = field(default_factory=dict)
-    health_url: str = ""
+    delay_field: str = ""  # takes seconds; a delayed task is active for sure while a second one is submitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def parse_form(data: Mapping[str, object]) -> CanaryForm | None:
         first_user=int(str(data.get("first_user", 900_000_000))),
         priorities=tuple(str(p) for p in priorities),
         body={str(k): v for k, v in body.items()},
-        health_url=str(data.get("health_url", "")),
+        delay_field=str(data.get("delay_field", "")),
     )
 
 
@@ -77,13 +77,15 @@ class HttpApplication:
         self._parts = parts
         self._host = parts.hostname
 
-    def submit(self, user: int, priority: str, *, timeout: float = 10.0) -> Submission:
-        """Submit one task. An answer that never came has the status 0 and the reason as its detail."""
+    def submit(self, user: int, priority: str, *, delay: int = 0, timeout: float = 10.0) -> Submission:
+        """Submit one task, to be run in ``delay`` seconds where the form has a word for that. An answer that never came has the status 0 and the reason as its detail."""
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._host, self._parts.port, timeout=timeout)
         body = {**self.form.body, self.form.user_field: user}
         if priority:
             body[self.form.priority_field] = priority
+        if delay and self.form.delay_field:
+            body[self.form.delay_field] = delay
         begun = time.monotonic()
         try:
             connection.request(

@@ -16,6 +16,10 @@ PAIRS = 10
 _ENDED = (Place.FINISHED, Place.FAILED, Place.CANCELLED)
 
 
+#: Seconds for which the canary of the user constraint waits before it may run.
+CONSTRAINT_DELAY = 3
+
+
 class Answer(Protocol):
     """What an application answered to a submission."""
 
@@ -39,8 +43,8 @@ class Answer(Protocol):
 class Application(Protocol):
     """Where canaries are submitted."""
 
-    def submit(self, user: int, priority: str) -> Answer:
-        """Submit one task."""
+    def submit(self, user: int, priority: str, *, delay: int = 0) -> Answer:
+        """Submit one task, to be run in ``delay`` seconds where the application knows delays."""
 
 
 class Rows(Protocol):

@@ -17,7 +17,7 @@ from ..core.verdicts import Check, Gate, Verdict
 from ..ports.ledger import Ledger, Run
 from ..ports.surroundings import Clock
 
-LEASE_SECONDS = 25.0
+LEASE_SECONDS = 20.0
 #: How long the same command waits for a lease that a killed run left behind (seconds).
 LEASE_WAIT = 30.0
 

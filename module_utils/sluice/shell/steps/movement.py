@@ -51,10 +51,10 @@ def route(given: Given) -> Result:
         return {**described, "changed": now != wanted, "verdict": "unknown", "checks": [], "lines": [line]}
     run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.require(run, Phase.PREPARED, step="changing the route")
-    back = wanted["share"] < before.share or (wanted["polling"] and not before.polling)
+    back = (share is not None and share < (before.share or 0)) or (polling and not before.polling)
     if back and reached(run.phase, Phase.FENCED):
         raise GateClosed(
-            f"the source is fenced (run {run.id} stands at '{run.phase}'): nobody there could run what the route sent it.",
+            f"the source is fenced (run {run.id} stands at '{run.phase}'): nobody there could run what it were sent.",
             where="route",
             next_step="the share stays as it is; a way back is a rollback run.",
         )
@@ -145,7 +145,8 @@ def workers_gate(given: Given) -> Result:
     checks = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
     gate = Gate("workers", tuple(checks))
     if given.check_mode:
-        return {**gate_result(gate, changed=False), "failed_gate": False}
+        lines = ["not reached; as it is now:", *gate_lines(gate)]
+        return {**gate_result(gate, changed=False), "failed_gate": False, "lines": lines}
     run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     runs.require(run, Phase.PREPARED, step="judging the target's workers")
     return gate_result(runs.record_gate(system.ledger, lease, gate), changed=False)

@@ -166,8 +166,14 @@ def config(given: Given) -> Result:
             "before_header": change.path,
             "after_header": change.path,
         },
-        "lines": [f"{change.path}: {'written' if change.changed else 'as wanted'}"],
+        "lines": [f"{change.path}: {_outcome(change.changed, given.check_mode)}"],
     }
+
+
+def _outcome(changed: bool, check_mode: bool) -> str:
+    if not changed:
+        return "as wanted"
+    return "would be written" if check_mode else "written"
 
 
 def _written(value: object) -> str:
