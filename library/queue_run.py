@@ -13,10 +13,10 @@ options:
   state:
     description:
       - What to do. V(opened) opens or resumes, V(advanced) enters O(phase), V(undone) takes the run back,
-        V(released) gives the lease up.
+        V(released) gives the lease up, V(stopping) asks the run at work to end between two batches (no lease needed).
     type: str
     default: opened
-    choices: [opened, advanced, undone, released]
+    choices: [opened, advanced, undone, released, stopping]
   direction:
     description:
       - Which way tasks move. A run in another direction must have ended first.
@@ -126,7 +126,7 @@ from ansible.module_utils.sluice.shell.steps import run
 ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.SLICES,
-    "state": {"type": "str", "default": "opened", "choices": ["opened", "advanced", "undone", "released"]},
+    "state": {"type": "str", "default": "opened", "choices": ["opened", "advanced", "undone", "released", "stopping"]},
     "direction": {"type": "str", "default": "forward"},
     "operator": {"type": "str", "default": ""},
     "owner": {"type": "str", "default": ""},

@@ -220,3 +220,20 @@ def test_the_gates_of_a_run_under_another_mapping(site: Site) -> None:
 def test_lifetimes_are_stated_for_every_gate() -> None:
     assert {name for names in REQUIRED_GATES.values() for name in names} <= phases.GATE_LIFETIME.keys()
     assert runs.GATE_LIFETIME is phases.GATE_LIFETIME
+
+
+def test_a_stop_ends_the_transfer_between_batches_and_the_same_command_goes_on(site: Site) -> None:
+    """The flag is set without the lease, ends the slice politely, and is gone when the run is resumed."""
+    site.open(Phase.FENCED)
+    site.sql("DELETE FROM caption_tasks")
+    ids = site.seed(300)
+    site.call("queue_fence").assert_done()
+    asked = site.call("queue_run", state="stopping", owner="").assert_done()
+    assert asked.result["changed"]
+    assert not site.call("queue_run", state="stopping", owner="").assert_done().result["changed"]
+    stopped = site.call("queue_transfer", sliced=True, batch=50)
+    stopped.assert_refused("stop flag failed", "run the same command to go on")
+    assert 0 < stopped.result["moved"] < len(ids)
+    site.call("queue_run").assert_done()
+    site.drive("queue_transfer", batch=50).assert_done()
+    assert site.sql("SELECT COUNT(*) FROM caption_tasks WHERE custody = 'rq'") == [(300,)]

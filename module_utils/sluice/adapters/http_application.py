@@ -78,7 +78,10 @@ class HttpApplication:
         self._host = parts.hostname
 
     def submit(self, user: int, priority: str, *, delay: int = 0, timeout: float = 10.0) -> Submission:
-        """Submit one task, to be run in ``delay`` seconds where the form has a word for that. An answer that never came has the status 0 and the reason as its detail."""
+        """Submit one task, to be run in ``delay`` seconds where the form has a word for that.
+
+        An answer that never came has the status 0 and the reason as its detail.
+        """
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._host, self._parts.port, timeout=timeout)
         body = {**self.form.body, self.form.user_field: user}

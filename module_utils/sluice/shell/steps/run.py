@@ -37,6 +37,8 @@ def act(given: Given) -> Result:
             return advanced(given)
         case "undone":
             return undone(given)
+        case "stopping":
+            return stopping(given)
         case _:
             return released(given)
 
@@ -94,6 +96,7 @@ def opened(given: Given) -> Result:
         }
     owner = cursor.get("owner", owner)
     lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
+    system.ledger.request_stop(False)  # whoever resumes a run means it to go on
     reopened = _reopen_for_loss(system, run, lease) or _reopen_for_stragglers(system, run, lease)
     result = _described(system, owner)
     lines = _lines(result, resumed=before is not None) + reopened
@@ -318,6 +321,20 @@ def _let_go(given: Given) -> None:
         return
     _, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
     system.ledger.give_up(lease)
+
+
+def stopping(given: Given) -> Result:
+    """Ask the run at work, whoever's it is, to end politely between two batches. The same command goes on later."""
+    system = given.system
+    described = _described(system, given.owner)
+    if described["phase"] == "none":
+        return {**described, "changed": False, "lines": ["no run is open: nothing to stop"]}
+    asked = system.ledger.stop_requested()
+    if not asked and not given.check_mode:
+        system.ledger.request_stop()
+    word = "was asked before" if asked else "would be asked" if given.check_mode else "is asked"
+    line = f"run {described['run_id']} {word} to end between two batches; the same command goes on with it"
+    return {**described, "changed": not asked, "lines": [line]}
 
 
 def released(given: Given) -> Result:
