@@ -208,7 +208,8 @@ class Lab:
             if group in running:
                 self.supervisor.stop_group(group)
                 self.supervisor.start_group(group)
-        say("had the application read its changed settings")
+        if running & {"web", "legacy", "rqworkers"}:
+            say("had the application read its changed settings")
 
     def _start(self, group: str, what: str) -> None:
         started = self.supervisor.start_group(group)

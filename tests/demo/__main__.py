@@ -262,7 +262,8 @@ class Demo:
             text=True,
             check=True,
         )
-        print("  ".join(f"{word} {number}" for word, number in zip(asked, answer.stdout.split(), strict=True)))
+        counted = zip(asked, answer.stdout.split(), strict=True)
+        print("  ".join(f"{word} {number}" for word, number in counted), flush=True)
 
 
 def beside(left: Sequence[str], right: Sequence[str]) -> list[str]:
