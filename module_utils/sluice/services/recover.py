@@ -70,7 +70,6 @@ def recover(
     lease: Lease,
     *,
     prove_fence: Callable[[], Gate],
-    on_batch: Callable[[int], None] | None = None,
 ) -> Recovered:
     """Place again and hold, in batches of 500 ids; running it twice places nothing twice.
 
@@ -88,8 +87,6 @@ def recover(
         if len(lost) >= _BATCH:
             more, kept = _batch(lost, source, target, lease, batch, prove_fence)
             placed, held, batch, lost = placed + more, held + kept, batch + 1, []
-            if on_batch:
-                on_batch(known)
     if lost:
         more, kept = _batch(lost, source, target, lease, batch, prove_fence)
         placed, held = placed + more, held + kept

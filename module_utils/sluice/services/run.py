@@ -131,6 +131,19 @@ def continue_run(ledger: Ledger, mapping: TaskMapping, owner: str, mirrored_toke
     return run, ledger.take_lease(run, owner, LEASE_SECONDS)
 
 
+def heartbeat(ledger: Ledger, lease: Lease, clock: Clock) -> Callable[[], None]:
+    """What a long step calls now and then: it renews the lease when a quarter of its time has passed."""
+    renewed = clock.monotonic()
+
+    def beat() -> None:
+        nonlocal renewed
+        if clock.monotonic() - renewed > LEASE_SECONDS / 4:
+            ledger.renew(lease, LEASE_SECONDS)
+            renewed = clock.monotonic()
+
+    return beat
+
+
 def require(run: Run, at_least: Phase, *, before: Phase | None = None, step: str) -> None:
     """Refuse a step unless the ledger says that the run stands where the step may begin.
 

@@ -24,6 +24,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 #: More suspicious ids than this are not looked at one by one: the stores disagree at large.
 MOST_LOOKED_AT = 2000
 _CAP = 50
+#: Observations, or ids, between two heartbeats.
+HEARTBEAT = 20_000
 
 
 class LookingSource(Protocol):
@@ -77,16 +79,20 @@ class Verification:
         clock: Clock,
         mapping: TaskMapping,
         run_id: str,
+        *,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
+        """``heartbeat`` is called now and then while the stores are read: to renew a lease."""
         self.source = source
         self.target = target
         self.ledger = ledger
         self.clock = clock
         self.mapping = mapping
         self.run_id = run_id
+        self.heartbeat = heartbeat
         self.rules = rules_of(mapping)
 
-    def balance(self, *, on_progress: Callable[[int], None] | None = None) -> Verified:
+    def balance(self) -> Verified:
         """Read everything and account for each id. Memory does not grow with the number of tasks."""
         counts = dict.fromkeys(Term, 0)
         suspects: list[Evidence] = []
@@ -95,8 +101,6 @@ class Verification:
         for seen in self.evidence():
             entry = account(seen, self.rules)
             known += 1
-            if on_progress and known % 20_000 == 0:
-                on_progress(known)
             if entry.term is not None:
                 counts[entry.term] += 1
             elif len(suspects) < MOST_LOOKED_AT:
@@ -112,7 +116,9 @@ class Verification:
 
     def evidence(self) -> Iterator[Evidence]:
         """All that is seen of each known id in one reading of the stores, in the order of the ids."""
-        for _, group in grouped(sorted_stream(self._observations())):
+        for number, (_, group) in enumerate(grouped(sorted_stream(self._observations()))):
+            if number % HEARTBEAT == 0:
+                self.heartbeat()
             yield self._evidence(group)
 
     def _observations(self) -> Iterator[Seen]:
@@ -126,7 +132,9 @@ class Verification:
         after = (("t2", s) for s in self.target.census())
         marks = (("m", Sighting(s.where or key(s.id), s.place)) for s in self.ledger.marks())
         baseline = (("b", Sighting(key(s.id), s.place, s.id)) for s in self.ledger.baseline(self.run_id))
-        for kind, seen in chain(before, rows, after, marks, baseline):
+        for number, (kind, seen) in enumerate(chain(before, rows, after, marks, baseline)):
+            if number % HEARTBEAT == 0:
+                self.heartbeat()
             yield (seen.id, kind, str(seen.place), seen.where)
 
     def _evidence(self, group: Iterable[Seen]) -> Evidence:

@@ -378,7 +378,15 @@ def verify(given: Given) -> Result:
         )
     )
     begun = system.clock.monotonic()
-    verified = Verification(system.source, system.target, system.ledger, system.clock, system.mapping, run_id).balance()
+    verified = Verification(
+        system.source,
+        system.target,
+        system.ledger,
+        system.clock,
+        system.mapping,
+        run_id,
+        heartbeat=runs.heartbeat(system.ledger, lease, system.clock) if lease else lambda: None,
+    ).balance()
     seconds = system.clock.monotonic() - begun
     gate = balance_gate(verified, left_at_source=_waiting(system.source.counts()))
     fenced = system.ledger.events(run_id, "measure", "departed at the fence")

@@ -119,14 +119,7 @@ def backup(given: Given) -> Result:
         gate = backups.estimate(parts, directory, attested=attested, max_age_hours=params["max_age_hours"])
         return {**gate_result(gate, changed=True), "failed_gate": False}
     run, lease = _begin(given, "the backup")
-    renewed = time.monotonic()
-
-    def heard(done: int, total: int) -> None:  # noqa: ARG001  the port's signature
-        nonlocal renewed
-        if time.monotonic() - renewed > runs.LEASE_SECONDS / 4:
-            system.ledger.renew(lease, runs.LEASE_SECONDS)
-            renewed = time.monotonic()
-
+    beat = runs.heartbeat(system.ledger, lease, system.clock)
     made = backups.back_up(
         parts,
         directory,
@@ -134,7 +127,7 @@ def backup(given: Given) -> Result:
         clock=system.clock,
         attested=attested,
         max_age_hours=params["max_age_hours"],
-        progress=heard,
+        progress=lambda _done, _total: beat(),
     )
     system.ledger.renew(lease, runs.LEASE_SECONDS)
     runs.record_gate(system.ledger, lease, made.gate)

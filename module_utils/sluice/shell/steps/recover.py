@@ -50,15 +50,10 @@ def recover(given: Given) -> Result:
     if stamp != run.generation:
         system.target.restamp(lease, system.ledger.next_batch(lease) - 1)
     begun = system.clock.monotonic()
-    renewed = begun
-
-    def still_ours(_: int) -> None:
-        nonlocal renewed
-        if system.clock.monotonic() - renewed > runs.LEASE_SECONDS / 4:
-            system.ledger.renew(lease, runs.LEASE_SECONDS)
-            renewed = system.clock.monotonic()
-
-    verification = Verification(system.source, system.target, system.ledger, system.clock, system.mapping, run.id)
+    beat = runs.heartbeat(system.ledger, lease, system.clock)
+    verification = Verification(
+        system.source, system.target, system.ledger, system.clock, system.mapping, run.id, heartbeat=beat
+    )
     done = place_again(
         verification,
         system.source,
@@ -66,7 +61,6 @@ def recover(given: Given) -> Result:
         system.ledger,
         lease,
         prove_fence=lambda: fences.prove_side(closed, "target"),
-        on_batch=still_ours,
     )
     fences.lift_side(closed, lease)
     facts = {

@@ -113,7 +113,15 @@ def soak(given: Given) -> Result:
                  f"p50 {measured.p50:.0f} p95 {measured.p95:.0f} p99 {measured.p99:.0f} ms"
                  if measured else "nothing measured")
     )  # fmt: skip
-    verified = Verification(system.source, system.target, system.ledger, system.clock, system.mapping, run.id).balance()
+    verified = Verification(
+        system.source,
+        system.target,
+        system.ledger,
+        system.clock,
+        system.mapping,
+        run.id,
+        heartbeat=runs.heartbeat(system.ledger, lease, system.clock),
+    ).balance()
     checks.append(balance_gate(verified, left_at_source=0).checks[0])
     gate = runs.record_gate(system.ledger, lease, Gate("soak", tuple(checks)))
     return gate_result(gate, changed=True)
