@@ -63,7 +63,9 @@ class Demo:
         self.kill = kill
         self.say = clock.say
         path = f"{ROOT / '.venv' / 'bin'}:{environment.get('PATH', os.defpath)}"
-        self.environment = {**environment, "PATH": path, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        # Ansible refuses a locale that the machine does not have, as ssh often brings one along.
+        locale = {"LC_ALL": "C.UTF-8"}
+        self.environment = {**environment, **locale, "PATH": path, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
         self.settings: dict[str, str] = {}
         self.children = Children(ROOT, self.environment)
 

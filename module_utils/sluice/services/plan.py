@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from ..core.figures import size
 from ..core.phases import Phase, reached
 
 
@@ -46,7 +47,7 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
         (Phase.PREPARED, "preflight", "reads both stores; writes the ledger's tables", 0, 6, "none needed"),
         (Phase.PREPARED, "accounts", "SQL and Redis accounts for the target's workers", 0, 2,
          "cleanup.yml removes them"),
-        (Phase.PREPARED, "backup", f"dump of {megabytes:,.0f} MB and its trial restore, Redis snapshot, configuration",
+        (Phase.PREPARED, "backup", f"dump of {size(facts.data_bytes)} and its trial restore, Redis snapshot, configuration",
          0, 4 + megabytes / 15, "none needed; cleanup.yml keeps them"),
         (Phase.PREPARED, "configure", "managed keys in the application's .env, target still off", 0, 2,
          "keys back to their values"),
@@ -75,7 +76,7 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
         (Phase.VERIFIED, "verify", "the balance of all ids, by identity", facts.known, 3 + facts.known / 30_000,
          "forward only"),
         (Phase.VALIDATED, "validate", "canaries, latency, user constraint, observation", 0,
-         8 + facts.observation_seconds, "planned rollback"),
+         8 + facts.observation_seconds, "forward only"),
     ]  # fmt: skip
     return [
         PlannedStep(p.value, step, effect, count, round(seconds, 1), undo, reached(phase, p))
@@ -85,7 +86,7 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
 
 def digest(steps: list[PlannedStep], mapping_digest: str) -> str:
     """A digest of what is planned: steps and mapping, without the counts that change by the second."""
-    shape = [(s.phase, s.step, s.effect if "MB" not in s.effect else "", s.undo) for s in steps]
+    shape = [(s.phase, s.step, s.effect if s.step != "backup" else "", s.undo) for s in steps]
     return hashlib.sha256(json.dumps([mapping_digest, shape]).encode()).hexdigest()[:32]
 
 
