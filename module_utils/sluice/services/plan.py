@@ -47,7 +47,7 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
         (Phase.PREPARED, "preflight", "reads both stores; writes the ledger's tables", 0, 6, "none needed"),
         (Phase.PREPARED, "accounts", "SQL and Redis accounts for the target's workers", 0, 2,
          "cleanup.yml removes them"),
-        (Phase.PREPARED, "backup", f"dump of {size(facts.data_bytes)} and its trial restore, Redis snapshot, configuration",
+        (Phase.PREPARED, "backup", f"dump of {size(facts.data_bytes)} and trial restore, Redis snapshot, configuration",
          0, 4 + megabytes / 15, "none needed; cleanup.yml keeps them"),
         (Phase.PREPARED, "configure", "managed keys in the application's .env, target still off", 0, 2,
          "keys back to their values"),
