@@ -146,13 +146,13 @@ class Ends:
     run: Run
     lease: Lease
 
-    def transfer_all(self, pace: Pace | None = None) -> Moved:
-        """Move everything, in slices as the module does. RuntimeError when a slice ends without progress."""
+    def transfer_all(self, pace: Pace | None = None, *, seconds: float = float("inf")) -> Moved:
+        """Move everything, or for about ``seconds``, in slices. RuntimeError when a slice ends without progress."""
         transfer = Transfer(
             self.source, self.target, self.ledger, SystemClock(), prove_fence=_fenced, custody_in_row=True, pace=pace
         )
         total = Moved()
-        while not total.done:
+        while not total.done and total.seconds < seconds:
             moved = transfer.slice(self.lease, SLICE_SECONDS)
             if not moved.done and not moved.moved:
                 raise RuntimeError("a slice moved nothing and is not done: the benchmark cannot go on")

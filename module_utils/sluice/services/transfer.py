@@ -19,6 +19,8 @@ from ..ports.surroundings import Clock
 
 #: A batch whose locks were held longer than this makes the next one smaller (seconds).
 LONG_LOCK = 0.25
+#: Under a rate: the seconds' worth of tasks that go in one batch.
+SPREAD = 0.05
 SHORT_LOCK = 0.10
 
 
@@ -145,8 +147,8 @@ class Transfer:
 
     def _claim(self, lease: Lease) -> Claim:
         begun = self.clock.monotonic()
-        # Under a rate a batch is at most what one second allows, so that three of them overshoot little.
-        size = min(self._size, max(1, int(self.pace.rate))) if self.pace.rate > 0 else self._size
+        # Under a rate batches are small and spread, so that a submission waits behind a short one at most.
+        size = min(self._size, max(1, int(self.pace.rate * SPREAD))) if self.pace.rate > 0 else self._size
         claim = self.source.claim(lease, size)
         self._adapt(self.clock.monotonic() - begun, len(claim.tasks))
         return claim
@@ -165,7 +167,8 @@ class Transfer:
         until = begun + min((result.moved + result.held) / self.pace.rate, seconds)
         while (left := until - self.clock.monotonic()) > 0:
             self.clock.wait(min(left, self.pace.lease_seconds / 5))
-            self.ledger.renew(lease, self.pace.lease_seconds)
+            if left > self.pace.lease_seconds / 5:
+                self.ledger.renew(lease, self.pace.lease_seconds)
 
     def _stage(self, lease: Lease, claim: Claim, number: int) -> tuple[_Batch, int]:
         """Stage and confirm a claimed batch; what the target cannot take, or did not keep as sent, is held."""
