@@ -16,13 +16,14 @@ from ...adapters.sql_health import SqlServerHealth
 from ...adapters.strangers import rq_strangers, sql_strangers
 from ...core.phases import Phase
 from ...core.tasks import Lease
-from ...core.verdicts import Check, Gate, Verdict
+from ...core.verdicts import Check, Gate
 from ...ports.ledger import Run
-from ...ports.preparation import AccountChange, Attested
+from ...ports.preparation import Accounts, Attested
 from ...services import backup as backups
 from ...services import canary as canaries
 from ...services import fence as fences
 from ...services import run as runs
+from ...services.accounts import Wish, ensure
 from ...services.preflight import preflight as judge
 from ..runner import Given, Result, gate_lines, gate_result
 from .validate import application_of
@@ -81,22 +82,18 @@ def accounts(given: Given) -> Result:
     system, params = given.system, given.params
     lease = None if given.check_mode else _begin(given, "making accounts")[1]
     sql, acl = SqlAccounts(system.engine), RedisAccounts(system.redis)
-    done: list[AccountChange] = []
-    for entry in params["sql_accounts"]:
-        done.append(sql.ensure(entry["account"], entry["password"], entry["grants"], check_mode=given.check_mode))
+    wishes: list[tuple[Accounts, Wish]] = [
+        (sql, Wish(entry["account"], entry["password"], tuple(entry["grants"]))) for entry in params["sql_accounts"]
+    ]
     for entry in params["redis_users"]:
         rules = (producer_rules if entry["role"] == "producer" else worker_rules)(system.target.prefix)
-        done.append(acl.ensure(entry["name"], entry["password"], rules, check_mode=given.check_mode))
-    checks = [check for change in done for check in change.checks]
-    gate = Gate(
-        "accounts", tuple(checks) or (Check("accounts", Verdict.UNKNOWN, "none named", "set queue_target_accounts."),)
-    )
-    changed = any(change.changed for change in done)
-    lines = [f"{change.account}: {', '.join(change.actions) or 'as wanted'}" for change in done]
+        wishes.append((acl, Wish(entry["name"], entry["password"], tuple(rules))))
+    made = ensure(wishes, check_mode=given.check_mode)
+    lines = [f"{change.account}: {', '.join(change.actions) or 'as wanted'}" for change in made.changes]
     if lease is None:
-        return {"changed": changed, "verdict": "unknown", "checks": [], "lines": lines}
-    runs.record_gate(system.ledger, lease, gate)
-    return {**gate_result(gate, changed=changed), "lines": [*lines, *gate_lines(gate)]}
+        return {"changed": made.changed, "verdict": "unknown", "checks": [], "lines": lines}
+    runs.record_gate(system.ledger, lease, made.gate)
+    return {**gate_result(made.gate, changed=made.changed), "lines": [*lines, *gate_lines(made.gate)]}
 
 
 def backup(given: Given) -> Result:
