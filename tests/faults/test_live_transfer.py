@@ -167,8 +167,9 @@ def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
     assert verdict.clean, verdict.table()
     assert (ending.report["held"], scene.staged()) == (0, set())
     assert by["db"] >= POLLED
-    assert by["rq/forking"] >= TASKS // 11
-    assert by["rq/simple"] + by["rq/forking"] >= TASKS * 9 // 10
+    assert by["rq/forking"] >= (TASKS // 11 if FULL else TASKS // 40)
+    # A small backlog is polled empty as fast as it is moved: the shares that are promised are those of the full size.
+    assert by["rq/simple"] + by["rq/forking"] >= (TASKS * 9 // 10 if FULL else TASKS // 4)
     assert verdict.figures["cancellations_confirmed"] > 0
     assert users.custodies["db"] > 0 < users.custodies["rq"]
     assert verdict.figures["starts"] == verdict.figures["ends"] == by.total()

@@ -59,6 +59,7 @@ class SqlTable:
         self._ahead: dict[Place, deque[object]] = {Place.READY: deque(), Place.DELAYED: deque()}
         self._looked: set[Place] = set()
         self._past_return = False
+        self._searched = False
 
     # -- shape --------------------------------------------------------------------------------------------------
 
@@ -225,7 +226,9 @@ class SqlTable:
         Rows of a companion hold keep their words: a search from the start passes all that were moved before, and a
         sort reads and locks every ready row. Both would cost the same for a small batch as for a large one.
         """
-        hint = skip_locked(connection)
+        # A killed mover's last transaction may still lock the head of the order: the first search waits for its end.
+        hint = skip_locked(connection) if self._searched else ""
+        self._searched = True
         if not self._reads_ahead:
             begun = time.monotonic()
             rows = self._select(connection, lease, self._circulating(place), limit, hint)
