@@ -40,6 +40,7 @@ extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
   - queue_options.slices
+  - queue_options.progress
   - queue_options.steady
 author:
   - Sluice contributors
@@ -86,13 +87,14 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, progress, runner
 from ansible.module_utils.sluice.shell.steps import prepare
 
 ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.OWNER,
     **arguments.SLICES,
+    **progress.OPTION,
     "directory": {"type": "path", "required": True},
     "files": {"type": "list", "elements": "path", "default": []},
     "whole_database": {"type": "bool", "default": False},

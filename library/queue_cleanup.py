@@ -8,6 +8,8 @@ short_description: Archive a validated run and remove what it left
 description:
   - Refuses before the stability time is over and while a hold is undecided. Archives the ledger's records, reads
     them back, then removes only what the manifest says.
+  - Of a run that goes back it exports every job that RQ still keeps of ours, proves that the target's workers are still
+    locked out, and removes those jobs.
 options:
   stability_seconds:
     description:
@@ -21,6 +23,7 @@ options:
     required: true
 extends_documentation_fragment:
   - queue_options.stores
+  - queue_options.target_side
   - queue_options.owner
   - queue_options.steady
 author:
@@ -73,6 +76,7 @@ from ansible.module_utils.sluice.shell.steps import recover
 
 ARGUMENT_SPEC = {
     **arguments.STORES,
+    **arguments.TARGET_SIDE,
     **arguments.OWNER,
     "stability_seconds": {"type": "int", "default": 86400},
     "archive_dir": {"type": "path", "required": True},

@@ -4,12 +4,20 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: queue_fence
-short_description: Lock the source's workers out of the store
+short_description: Lock the workers of the side that is left out of its stores
 description:
   - Locks the claimers' accounts, ends their connections, proves it, and holds the tasks whose state nobody can
-    know.
+    know. A run that goes back leaves the target, and locks out its workers.
+options:
+  state:
+    description:
+      - V(closed) locks the workers of the side that is left out; V(lifted) lets the source's workers in again.
+    type: str
+    default: closed
+    choices: [closed, lifted]
 extends_documentation_fragment:
   - queue_options.stores
+  - queue_options.target_side
   - queue_options.owner
   - queue_options.steady
 author:
@@ -55,7 +63,9 @@ from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
     **arguments.STORES,
+    **arguments.TARGET_SIDE,
     **arguments.OWNER,
+    "state": {"type": "str", "default": "closed", "choices": ["closed", "lifted"]},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {"verdict": "", "checks": [], "held": 0, "lines": []}

@@ -7,6 +7,8 @@ module: queue_probe
 short_description: Prove that RQ runs a job here
 description:
   - Enqueues one job on a queue of its own, has a real RQ worker run it, and removes every trace.
+  - Then proves the way back. A copy of one row, in a table of its own, goes to RQ under a key prefix of its own and
+    comes home through the code that will move the rest; nothing of it is left behind.
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner

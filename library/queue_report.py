@@ -7,6 +7,7 @@ module: queue_report
 short_description: Write the balance of a run for the change ticket
 description:
   - Says what was moved, held and turned away, what each phase took, and what the criteria showed. Reads the ledger.
+  - Of a run that goes back it writes a filled-in incident report, with times, steps, verdicts and ids.
 options:
   prober_log:
     description:
@@ -18,6 +19,12 @@ options:
       - Folder for the report; empty for no file.
     type: path
     default: ""
+  budgets:
+    description:
+      - Seconds that each phase may take, by its name, and C(service) for the time until a canary finishes again. They
+        are set against what was measured.
+    type: dict
+    default: {}
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.steady
@@ -55,6 +62,7 @@ ARGUMENT_SPEC = {
     **arguments.STORES,
     "prober_log": {"type": "path", "default": ""},
     "directory": {"type": "path", "default": ""},
+    "budgets": {"type": "dict", "default": {}},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {"report_file": "", "lines": []}

@@ -16,6 +16,11 @@ options:
     description:
       - Whether legacy workers may claim; left as it is when not given.
     type: bool
+  emergency:
+    description:
+      - Whether every submission goes to the source, whatever the share says; left as it is when not given. It is set
+        in the database, so the application need not answer. A mapping without such a column is left alone.
+    type: bool
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
@@ -71,6 +76,7 @@ ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.OWNER,
     "share": {"type": "int"},
+    "emergency": {"type": "bool"},
     "polling": {"type": "bool"},
 }
 #: Every key of RETURN with its empty value.

@@ -7,6 +7,8 @@ module: queue_soak
 short_description: Watch both sides work under a share
 description:
   - "Submits canaries and follows them: they finish on both sides, within the time."
+  - Compares what real traffic shows meanwhile on both sides, where a row says whose it is. The target must not fail
+    more often than the source, and must not let tasks grow older.
   - Keeps the verdict as the gate C(soak).
 options:
   share:
@@ -29,6 +31,12 @@ options:
       - Fewest canaries that must finish.
     type: int
     required: true
+  oldest_seconds:
+    description:
+      - How long the target may let a task wait, or let the oldest one grow older, in seconds. Twice what the source
+        does is always allowed.
+    type: int
+    default: 60
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
@@ -82,6 +90,7 @@ ARGUMENT_SPEC = {
     "canary": {"type": "dict", "required": True},
     "seconds": {"type": "int", "required": True},
     "sample_min": {"type": "int", "required": True},
+    "oldest_seconds": {"type": "int", "default": 60},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}

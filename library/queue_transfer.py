@@ -21,6 +21,7 @@ options:
     default: 0
 extends_documentation_fragment:
   - queue_options.stores
+  - queue_options.target_side
   - queue_options.owner
   - queue_options.slices
   - queue_options.steady
@@ -83,6 +84,7 @@ from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
     **arguments.STORES,
+    **arguments.TARGET_SIDE,
     **arguments.OWNER,
     **arguments.SLICES,
     "batch": {"type": "int", "default": 1000},

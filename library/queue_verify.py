@@ -11,6 +11,7 @@ description:
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
+  - queue_options.progress
   - queue_options.measures
 author:
   - Sluice contributors
@@ -71,12 +72,13 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, progress, runner
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.OWNER,
+    **progress.OPTION,
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {

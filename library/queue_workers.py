@@ -8,13 +8,15 @@ short_description: Start, drain, reload or list a host's worker processes
 description:
   - Works through supervisord or systemd on the host where it runs and needs no store.
   - V(drained) lets each process end its task, to a deadline, and says which had to be killed.
+  - V(killed) gives no time.
+  - What workers killed by somebody else left running, such as the process of a job, is found, waited for and ended too.
 options:
   state:
     description:
       - What the processes shall be.
     type: str
     default: listed
-    choices: [listed, started, drained, reloaded]
+    choices: [listed, started, drained, reloaded, killed]
   deadline:
     description:
       - How long a draining process may take, in seconds; then it is killed.
@@ -51,8 +53,16 @@ killed:
   type: list
   elements: dict
   sample: []
+leftovers:
+  description:
+    - What dead workers left running and still runs.
+    - One in state C(UNREADABLE) may be another program's and is not touched.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "rq_0/4712", "host": "app1", "pid": 4712, "state": "LEFTOVER", "exit": null}]
 unproved:
-  description: Processes of which nobody knows how they ended.
+  description: Processes of which nobody knows how they ended, or whether they are the group's.
   returned: always
   type: list
   elements: dict
@@ -71,11 +81,11 @@ from ansible.module_utils.sluice.shell.steps import movement
 ARGUMENT_SPEC = {
     **arguments.SUPERVISOR,
     **arguments.SLICES,
-    "state": {"type": "str", "default": "listed", "choices": ["listed", "started", "drained", "reloaded"]},
+    "state": {"type": "str", "default": "listed", "choices": ["listed", "started", "drained", "reloaded", "killed"]},
     "deadline": {"type": "int", "default": 300},
 }
 #: Every key of RETURN with its empty value.
-RETURNS: dict[str, object] = {"processes": [], "killed": [], "unproved": [], "lines": []}
+RETURNS: dict[str, object] = {"processes": [], "leftovers": [], "killed": [], "unproved": [], "lines": []}
 
 
 def main() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +50,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRe
 
 def _offset() -> int:
     """Another range of ports for every process, so that two sessions side by side rarely try the same one."""
-    import os
-
     return (os.getpid() % 400) * 10
 
 
@@ -140,3 +141,84 @@ def ends(database_url: str, redis_url: str) -> Iterator[Ends]:
     made = open_ends(database_url, redis_url, load_mapping())
     yield made
     made.engine.dispose()
+
+
+# -- servers and disks in a bad state ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of a few MiB in memory, which a test fills up and gives back."""
+
+    path: Path
+
+    @property
+    def free(self) -> int:
+        """Free bytes."""
+        state = os.statvfs(self.path)
+        return state.f_bavail * state.f_frsize
+
+    def fill(self, leave: int = 0) -> None:
+        """Take all its space but ``leave`` bytes."""
+        with (self.path / "ballast").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, self.free - leave)
+
+    def give_back(self) -> None:
+        """Free what :meth:`fill` took."""
+        (self.path / "ballast").unlink()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, mib: int) -> Iterator[SmallDisk]:
+    """Mount a small disk at ``path`` for as long as the context lasts; skips the test where that is not allowed.
+
+    Whatever has files open there must have ended before the context does.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("a disk that can fill up is a tmpfs of its own, and only root may mount one")
+    path.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "sluice-test", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"a disk that can fill up is a tmpfs of its own, and mounting is refused: {done.stderr.strip()}")
+    try:
+        yield SmallDisk(path)
+    finally:
+        if subprocess.run(["umount", str(path)], capture_output=True, check=False).returncode != 0:
+            # Somebody still has a file open there: it goes when they do.
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+class ChangedMariaDB(PrivateMariaDB):
+    """A private MariaDB with more options, or with a clock that is off."""
+
+    def __init__(self, directory: Path, port: int, *options: str, skew: float = 0.0) -> None:
+        super().__init__(directory, port, buffer_pool_mb=64)
+        self.options = options
+        self.skew = skew
+
+    def command(self) -> list[str]:
+        return [*with_clock_off(self.skew), *super().command(), *self.options]
+
+
+class SkewedRedis(PrivateRedis):
+    """A private Redis whose clock is off."""
+
+    def __init__(self, directory: Path, port: int, password: str, skew: float) -> None:
+        super().__init__(directory, port, password)
+        self.skew = skew
+
+    def command(self) -> list[str]:
+        return [*with_clock_off(self.skew), *super().command()]
+
+
+def with_clock_off(seconds: float) -> Sequence[str]:
+    """What goes before a command so that its clock is ``seconds`` ahead; skips the test without libfaketime."""
+    if not seconds:
+        return ()
+    library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    if library is None:
+        pytest.skip("a clock that is off needs libfaketime (Debian: faketime)")
+    # Waits go by the monotonic clock, which stays as it is: two hosts never share that one anyway. The C library before
+    # the program's own allocator: jemalloc asks for the time before libfaketime is ready to answer.
+    return ("env", f"LD_PRELOAD={library} libc.so.6", f"FAKETIME={seconds:+.3f}s", "FAKETIME_DONT_FAKE_MONOTONIC=1")

@@ -29,18 +29,17 @@ RIGHTS: dict[str, tuple[str, ...]] = {
         "SELECT, UPDATE ON captions.caption_tasks",
         "SELECT ON captions.captions_control",
     ),
-    # The mover: its tables, accounts to make and lock, connections to end, dumps and their trial restore.
+    # The mover and the plan: exactly what docs/mapping.md tells an operator to grant, so that the lab needs no more.
     "sluice": (
-        "CREATE USER, RELOAD, PROCESS, CONNECTION ADMIN, SLAVE MONITOR ON *.*",
-        "ALL PRIVILEGES ON `captions`.* WITH GRANT OPTION",
-        "ALL PRIVILEGES ON `captions\\_%`.*",
-        "ALL PRIVILEGES ON `sluice\\_%`.*",
+        "PROCESS, CREATE USER, CONNECTION ADMIN, SLAVE MONITOR ON *.*",
+        "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, INDEX, TRIGGER ON `captions`.* WITH GRANT OPTION",
+        "SELECT, INSERT, CREATE, DROP, ALTER, INDEX, REFERENCES, LOCK TABLES ON `captions\\_sluice\\_verify\\_%`.*",
         "SELECT ON mysql.*",
     ),
-    # The plan: reads tasks, sessions, accounts and what the mover may do; writes nothing.
     "sluice_read": (
         "PROCESS, SLAVE MONITOR ON *.*",
-        "SELECT ON captions.*",
+        "SELECT ON `captions`.*",
+        # All of it: without, the server does not show what the mover may do.
         "SELECT ON mysql.*",
     ),
 }

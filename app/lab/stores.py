@@ -231,8 +231,12 @@ class PrivateMariaDB(PrivateServer):
         ]
         if os.geteuid() == 0:
             command.append("--user=root")
+        # Two of them at once must not meet in the machine's own temporary folder.
+        environment = {**os.environ, "TMPDIR": str(self.directory)}
         with self.log.open("ab") as log:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
+            )
         if done.returncode != 0 or not (self.data / "mysql").is_dir():
             shutil.rmtree(self.data, ignore_errors=True)
             raise StoreError(f"mariadb-install-db ended with {done.returncode}; its log is {self.log}")

@@ -5,9 +5,12 @@ Every other plugin of this folder is a symbolic link to this file: Ansible finds
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -26,10 +29,63 @@ SLICED = frozenset(
         "queue_workers",
     }
 )
+#: Those of them that do their work in one call all the same.
+IN_ONE_CALL = frozenset({"queue_backup", "queue_recover"})
+#: The modules that take the option `progress_file`.
+REPORTING = frozenset({"queue_backup", "queue_verify"})
 #: At most one line in so many seconds, unless the step says something new only then.
 LINE_SECONDS = 5.0
+#: After so many seconds without a new line it is said that the module is still at work: before ten are over.
+SILENT_SECONDS = 9.0
+#: Seconds between two looks at a progress file that had nothing new.
+LOOK_SECONDS = 1.0
+#: Seconds that the end of a module waits for a look that is under way.
+LAST_LOOK_SECONDS = 5.0
 #: What a failed task shows without -v: its message names each check that keeps the gate closed.
 SHOWN_ON_FAILURE = frozenset({"changed", "failed", "msg", "verdict"})
+
+
+class Watch:
+    """Shows lines while a module works in one call: its newest one, or that it is still at work."""
+
+    def __init__(self, newest: Callable[[], str], show: Callable[[str], None], alone: Callable[[], bool]) -> None:
+        """Prepare to watch.
+
+        :param newest: the module's newest line; empty when there is none, or none that can be read
+        :param alone: whether whoever would see the lines is gone
+        """
+        self._newest = newest
+        self._show = show
+        self._alone = alone
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(LAST_LOOK_SECONDS)  # a look that hangs shows nothing any more; it need not be waited for
+
+    def _watch(self) -> None:
+        begun = at = time.monotonic()
+        shown = ""
+        pause = LINE_SECONDS
+        while not self._over.wait(pause) and not self._alone():
+            line = self._newest()
+            now = time.monotonic()
+            pause = LOOK_SECONDS
+            if line and line != shown:
+                text = shown = line
+            elif now - at >= SILENT_SECONDS:
+                text = f"{shown}, still at work after {now - begun:.0f} s".removeprefix(", ")
+            else:
+                continue
+            if self._over.is_set() or self._alone():
+                return
+            self._show(text)
+            at, pause = now, LINE_SECONDS
 
 
 class ActionModule(ActionBase):
@@ -46,7 +102,8 @@ class ActionModule(ActionBase):
         shown = 0.0
         playbook = os.getppid()
         while True:
-            result = self._execute_module(module_args=arguments, task_vars=task_vars)
+            with self._watched(arguments, playbook):
+                result = self._execute_module(module_args=arguments, task_vars=task_vars)
             cursor = result.pop("cursor", None)
             if not cursor or result.get("failed"):
                 return self._last(result)
@@ -57,6 +114,40 @@ class ActionModule(ActionBase):
                 # A kill leaves this process behind; going on would keep the lease from the same command typed again.
                 raise AnsibleError("ansible-playbook is gone. Next: run the same command again.")
             arguments["cursor"] = cursor
+
+    @contextmanager
+    def _watched(self, arguments: dict[str, Any], playbook: int) -> Iterator[None]:
+        """Show lines while the module works, unless it works in slices and ends before there is anything to say."""
+        name = self._task.action
+        if name in SLICED - IN_ONE_CALL:
+            yield
+            return
+        newest = self._newest_line(arguments) if name in REPORTING else lambda: ""
+        with Watch(newest, lambda line: self._show([line]), lambda: os.getppid() != playbook):
+            yield
+
+    def _newest_line(self, arguments: dict[str, Any]) -> Callable[[], str]:
+        """Name a file in the task's temporary folder, which Ansible removes, and read it by commands of their own."""
+        shell = self._connection._shell
+        path = shell.join_path(shell.tmpdir or self._make_tmp_path(), "progress")
+        arguments["progress_file"] = path
+        command = f"tail -n 1 {shell.quote(path)}"
+        # Connections keep what belongs to the command at hand in themselves; that of the module must stay its own.
+        connection = copy.copy(self._connection)
+
+        def newest() -> str:
+            try:
+                code, out, err = connection.exec_command(command, in_data=None, sudoable=False)
+            except (AnsibleError, OSError) as error:
+                self._display.vvv(f"progress cannot be read: {error}")
+                return ""
+            if code:
+                self._display.vvv(f"progress cannot be read: {err.decode(errors='replace').strip()}")
+            text = out.decode(errors="replace")
+            # A line without its end is being written; the next look finds it whole.
+            return text.strip() if not code and text.endswith("\n") else ""
+
+        return newest
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:
         """Show the lines; keep what a playbook uses, and leave walls of data to -v."""

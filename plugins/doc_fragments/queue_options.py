@@ -72,6 +72,16 @@ options:
     default: {}
 """
 
+    PROGRESS = r"""
+options:
+  progress_file:
+    description:
+      - Where the module says now and then how far it is, while it works; removed at its end.
+      - Set by the action plugin alone, which shows the newest line. Without it nothing is written.
+    type: path
+    default: ""
+"""
+
     SUPERVISOR = r"""
 options:
   supervisor:

@@ -9,11 +9,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import gates, latency, memory, transfer_rate
+from bench import emergency, gates, latency, memory, transfer_rate, way_back
 from bench.figures import Figure, as_json, table
 from bench.stores import private_stores
 
-PARTS = ("transfer", "memory", "latency", "gates")
+PARTS = ("transfer", "back", "memory", "latency", "gates", "emergency")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,17 +36,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{time.monotonic() - began:5.0f} s] {line}", file=sys.stderr, flush=True)
 
     figures: list[Figure] = []
-    if set(wanted) - {"gates"}:
+    if set(wanted) - {"gates", "emergency"}:
         say("starting a private MariaDB and Redis, durable as the lab's")
         with private_stores() as stores:
             if "transfer" in wanted:
                 figures += transfer_rate.measure(stores, tasks, options.repeat, say)
+            if "back" in wanted:
+                figures += way_back.measure(stores, tasks, options.repeat, say)
             if "memory" in wanted:
                 figures += memory.measure(stores, small, large, say)
             if "latency" in wanted:
                 figures += latency.measure(stores, min(tasks, 100_000), say)
     if "gates" in wanted:
         figures += gates.measure(say)
+    if "emergency" in wanted:
+        figures += emergency.measure(min(tasks, 100_000), say)
     print(table(figures))
     if options.json:
         found = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "tasks": tasks, **as_json(figures)}

@@ -26,6 +26,7 @@ from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.core.tasks import Lease
 from ansible.module_utils.sluice.core.verdicts import Check, Gate
 from ansible.module_utils.sluice.ports.ledger import Run
+from ansible.module_utils.sluice.ports.stores import SourceEnd, TargetEnd
 from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer
 
 from bench import ROOT
@@ -148,28 +149,42 @@ class Ends:
 
     def transfer_all(self, pace: Pace | None = None, *, seconds: float = float("inf")) -> Moved:
         """Move everything, or for about ``seconds``, in slices. RuntimeError when a slice ends without progress."""
-        transfer = Transfer(
-            self.source, self.target, self.ledger, SystemClock(), prove_fence=_fenced, custody_in_row=True, pace=pace
+        return move_all(self.source, self.target, self.ledger, self.lease, pace, seconds=seconds)
+
+
+def move_all(
+    source: SourceEnd,
+    target: TargetEnd,
+    ledger: SqlLedger,
+    lease: Lease,
+    pace: Pace | None = None,
+    *,
+    seconds: float = float("inf"),
+) -> Moved:
+    """Move everything between two ends, or for about ``seconds``, in slices.
+
+    :raises RuntimeError: a slice ended without progress
+    """
+    transfer = Transfer(source, target, ledger, SystemClock(), prove_fence=_fenced, custody_in_row=True, pace=pace)
+    total = Moved()
+    while not total.done and total.seconds < seconds:
+        moved = transfer.slice(lease, SLICE_SECONDS)
+        if not moved.done and not moved.moved:
+            raise RuntimeError("a slice moved nothing and is not done: the benchmark cannot go on")
+        total = Moved(
+            moved=total.moved + moved.moved,
+            held=total.held + moved.held,
+            lost=total.lost + moved.lost,
+            batches=total.batches + moved.batches,
+            done=moved.done,
+            seconds=total.seconds + moved.seconds,
         )
-        total = Moved()
-        while not total.done and total.seconds < seconds:
-            moved = transfer.slice(self.lease, SLICE_SECONDS)
-            if not moved.done and not moved.moved:
-                raise RuntimeError("a slice moved nothing and is not done: the benchmark cannot go on")
-            total = Moved(
-                moved=total.moved + moved.moved,
-                held=total.held + moved.held,
-                lost=total.lost + moved.lost,
-                batches=total.batches + moved.batches,
-                done=moved.done,
-                seconds=total.seconds + moved.seconds,
-            )
-        return total
+    return total
 
 
 def open_ends(where: Addresses) -> Ends:
     """Install the ledger, open a run, take its lease, stamp Redis."""
-    mapping = _mapping()
+    mapping = read_mapping()
     engine = sql_connect.connect(where.database_url)
     ledger = SqlLedger(engine, mapping.system)
     ledger.install()
@@ -181,7 +196,7 @@ def open_ends(where: Addresses) -> Ends:
 
 def attach_ends(where: Addresses) -> Ends:
     """The ends of the run that :func:`open_ends` opened, with the lease taken anew."""
-    mapping = _mapping()
+    mapping = read_mapping()
     engine = sql_connect.connect(where.database_url)
     ledger = SqlLedger(engine, mapping.system)
     run = ledger.open_run()
@@ -195,7 +210,8 @@ def attach_ends(where: Addresses) -> Ends:
     return Ends(mapping, source, target, ledger, run, lease)
 
 
-def _mapping() -> mappings.TaskMapping:
+def read_mapping() -> mappings.TaskMapping:
+    """The lab's mapping."""
     return mappings.parse(yaml.safe_load(_MAPPING.read_text(encoding="utf-8")))
 
 

@@ -48,3 +48,13 @@ def target(request: pytest.FixtureRequest) -> rigs.TargetRig:
 def rq_target(redis_url: str) -> rigs.RqRig:
     """RQ alone, for what only a real Redis can show."""
     return rigs.RqRig(redis_connect.connect(redis_url), stores_fixture.load_mapping(), time.time)
+
+
+@pytest.fixture(params=["rq", "rows"])
+def homeward(request: pytest.FixtureRequest, database_url: str, redis_url: str) -> Iterator[rigs.HomewardRig]:
+    """Each source of a run that goes back, with its lease."""
+    made = rigs.HomewardRig(
+        database_url, redis_connect.connect(redis_url), stores_fixture.load_mapping(), request.param
+    )
+    yield made
+    made.close()

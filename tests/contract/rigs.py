@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, cast
 
@@ -14,6 +15,8 @@ from ansible.module_utils.sluice.adapters import sql_connect
 from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from ansible.module_utils.sluice.adapters.memory import MemoryClock, MemoryLedger, MemorySource, MemoryTarget, Row
 from ansible.module_utils.sluice.adapters.rq import RqQueues
+from ansible.module_utils.sluice.adapters.rq_source import RqSource
+from ansible.module_utils.sluice.adapters.sql_home import SqlHome, SqlJournal
 from ansible.module_utils.sluice.adapters.sql_table import SqlTable
 from ansible.module_utils.sluice.core import mapping as mappings
 from ansible.module_utils.sluice.core.phases import Phase
@@ -405,3 +408,91 @@ class RqRig(TargetRig):
 
     def now(self) -> float:
         return self._now()
+
+
+class HomewardRig:
+    """RQ's side of captions as the source of a run that goes back, with the table as its target.
+
+    :param kind: 'rq': the source is RQ's jobs; 'rows': the rows of tasks that no job answers for
+    """
+
+    def __init__(
+        self, database_url: str, client: redis.Redis, mapping: mappings.TaskMapping, kind: str, *, first: bool = True
+    ) -> None:
+        self.url, self.client, self.mapping, self.kind = database_url, client, mapping, kind
+        self.engine = sql_connect.connect(database_url)
+        self.ledger = SqlLedger(self.engine, mapping.system)
+        self.queues = RqQueues(client, mapping)
+        self.home = SqlHome(self.engine, mapping)
+        self.leaving = RqSource(self.queues, self.home, mapping)
+        self.end: RqSource | SqlJournal = self.leaving if kind == "rq" else SqlJournal(self.home)
+        forward = make_run()
+        self.run = replace(forward, id="run-2", direction="back", generation="stamp-2")
+        if first:
+            self.ledger.install()
+            self.ledger.start_run(forward)
+            self.queues.stamp(self.ledger.take_lease(forward, "first", 60))
+            self.ledger.take_over(self.run, forward)
+        self.lease = self.ledger.take_lease(self.run, "first", 60)
+        self.leaving.adopt(self.lease, [forward.generation])
+        self.others: list[HomewardRig] = []
+
+    def execute(self, statement: str, **values: object) -> Sequence[Any]:
+        """One statement of the application."""
+        with self.engine.begin() as connection:
+            done = connection.execute(sa.text(statement), values)
+            return done.all() if done.returns_rows else ()
+
+    def add(self, task_id: str, queue: str = "normal", created: int = 0, delay: int = 0) -> None:
+        """A task in RQ's custody, with its job unless the rows are all there is."""
+        insert = CaptionsRig.insert.replace("(:id, :id,", "(:id, CRC32(:id) % 1000000,")
+        self.execute(insert, id=task_id, queue=queue, created=created, delay=delay)
+        self.execute(
+            "UPDATE caption_tasks SET custody = 'rq', enqueued_at = UTC_TIMESTAMP(6) WHERE id = :id", id=task_id
+        )
+        if self.kind == "rq":
+            task = make_task(task_id, queue, time.time() + delay if delay else None)
+            self.queues.stage(self.lease, [task])
+            assert self.queues.activate(self.lease, [task], 1) == 1
+
+    def touch(self, task_id: str, word: str) -> None:
+        """What the application does to a row."""
+        self.execute(f"UPDATE caption_tasks SET {CaptionsRig.words[word]} WHERE id = :id", id=task_id)
+
+    def claim(self, limit: int = 100) -> list[Task]:
+        """Claim and stage: the tasks whose rows are held now."""
+        claim = self.end.claim(self.lease, limit)
+        staged = self.home.stage(self.lease, claim.tasks)
+        over = [task.id for task in claim.tasks if task.job_id in staged.over]
+        if over:
+            self.end.leave(self.lease, over, "over")
+        return [task for task in claim.tasks if task.job_id in staged.digests]
+
+    def claimed(self, limit: int = 100) -> list[str]:
+        """Claim, and name the ids."""
+        return [task.id for task in self.claim(limit)]
+
+    def release(self, tasks: Sequence[Task], batch: int = 1) -> tuple[list[str], list[str]]:
+        """Release, and name what came home and what was lost."""
+        done = self.end.release(self.lease, tasks, ["d" * 40] * len(tasks), batch)
+        return [task.id for task in done.moved], [task.id for task in done.lost]
+
+    def places(self) -> dict[str, str]:
+        """Where the census of the table finds each id."""
+        return {seen.id: str(seen.place) for seen in self.home.census()}
+
+    def marks(self) -> dict[str, str]:
+        """What the ledger says of each id."""
+        return {seen.id: str(seen.place) for seen in self.ledger.marks()}
+
+    def another(self) -> HomewardRig:
+        """The same stores as another process sees them, with the lease taken anew: ours is old now."""
+        other = HomewardRig(self.url, self.client, self.mapping, self.kind, first=False)
+        self.others.append(other)
+        return other
+
+    def close(self) -> None:
+        """End every connection."""
+        for other in self.others:
+            other.close()
+        self.engine.dispose()

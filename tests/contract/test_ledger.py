@@ -212,6 +212,109 @@ def test_events_are_kept_in_order_and_found_by_kind_and_name(ledger: Ledger) -> 
     assert list(ledger.events("run-2")) == []
 
 
+# -- a run that goes back ---------------------------------------------------------------------------------------------
+
+BACK = replace(RUN, id="run-2", direction="back", generation="stamp-2", settings={"undoes": "run-1"})
+
+
+def walk(ledger: Ledger, lease: Lease, *phases: Phase, undoes: str = "") -> None:
+    """Through open gates."""
+    for wanted in phases:
+        ledger.set_phase(lease, wanted, OPEN, undoes=undoes)
+
+
+def taken_over(ledger: Ledger, *phases: Phase) -> Lease:
+    """A run that stands at a phase, taken over by one that goes back; the lease of the latter."""
+    walk(ledger, begin(ledger), *phases)
+    run = ledger.open_run()
+    assert run is not None
+    ledger.take_over(BACK, run)
+    return ledger.take_lease(BACK, "first", 60)
+
+
+THERE = (Phase.PREPARED, Phase.ROUTED, Phase.FENCED, Phase.TRANSFERRED, Phase.VERIFIED)
+
+
+def test_a_run_that_goes_back_takes_the_place_of_the_open_one_which_keeps_its_phase(ledger: Ledger) -> None:
+    lease = taken_over(ledger, *THERE)
+    run, suspended = ledger.open_run(), ledger.find_run("run-1")
+    assert run is not None
+    assert suspended is not None
+    assert (run.id, run.direction, run.phase, run.generation) == ("run-2", "back", Phase.OPENED, "stamp-2")
+    assert (suspended.direction, suspended.phase) == ("forward", Phase.VERIFIED)
+    assert ledger.last_run() == run
+    assert (lease.run_id, lease.generation) == ("run-2", "stamp-2")
+
+
+def test_a_run_is_found_by_its_id_whatever_became_of_it(ledger: Ledger) -> None:
+    assert ledger.find_run("run-1") is None
+    lease = begin(ledger)
+    assert ledger.find_run("run-1") == ledger.open_run()
+    assert ledger.find_run("run-9") is None
+    ledger.set_phase(lease, Phase.ABORTED, OPEN)
+    found = ledger.find_run("run-1")
+    assert found is not None
+    assert found.phase is Phase.ABORTED
+
+
+def test_only_the_open_run_is_taken_over_and_only_once(ledger: Ledger) -> None:
+    taken_over(ledger)
+    first = ledger.find_run("run-1")
+    assert first is not None
+    with pytest.raises(RunConflict, match="run-1 is not open any more"):
+        ledger.take_over(replace(BACK, id="run-3"), first)
+    with pytest.raises(RunConflict, match="another run of this system is open"):
+        ledger.start_run(make_run("run-3"))
+    assert ledger.find_run("run-3") is None
+    run = ledger.open_run()
+    assert run is not None
+    assert run.id == "run-2"
+
+
+def test_an_aborted_way_back_opens_the_run_before_it_again(ledger: Ledger) -> None:
+    lease = taken_over(ledger, *THERE)
+    walk(ledger, lease, Phase.PREPARED, Phase.ABORTED, undoes="run-1")
+    run = ledger.open_run()
+    assert run is not None
+    assert (run.id, run.phase) == ("run-1", Phase.VERIFIED)
+    ledger.give_up(lease)
+    again = ledger.take_lease(run, "first", 60)
+    assert (again.run_id, again.generation) == ("run-1", "stamp-1")
+    ledger.set_phase(again, Phase.VALIDATED, OPEN)
+
+
+@pytest.mark.parametrize(
+    ("stood", "ended"),
+    [((), Phase.ABORTED), (THERE[:3], Phase.ABORTED), (THERE[:4], Phase.ROLLED_BACK), (THERE, Phase.ROLLED_BACK)],
+    ids=["opened", "fenced", "transferred", "verified"],
+)
+def test_a_verified_way_back_ends_the_run_before_it(ledger: Ledger, stood: tuple[Phase, ...], ended: Phase) -> None:
+    lease = taken_over(ledger, *stood)
+    walk(ledger, lease, *THERE[:4], undoes="run-1")
+    before = ledger.find_run("run-1")
+    assert before is not None
+    assert before.phase not in (Phase.ABORTED, Phase.ROLLED_BACK), "not yet"
+    walk(ledger, lease, Phase.VERIFIED, undoes="run-1")
+    before = ledger.find_run("run-1")
+    assert before is not None
+    assert before.phase is ended
+    walk(ledger, lease, Phase.VALIDATED, Phase.CLEANED, undoes="run-1")
+    assert ledger.open_run() is None
+    ledger.start_run(make_run("run-3"))
+
+
+def test_the_settings_of_an_open_run_can_be_changed(ledger: Ledger) -> None:
+    taken_over(ledger)
+    run = ledger.open_run()
+    assert run is not None
+    changed = ledger.change_settings(run, {"undoes": "run-1", "emergency": True})
+    assert changed == ledger.open_run()
+    assert changed.settings == {"undoes": "run-1", "emergency": True}
+    other = ledger.find_run("run-1")
+    assert other is not None
+    assert other.settings == {"n": 1}
+
+
 # -- baseline: over each source ---------------------------------------------------------------------------------------
 
 

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from ansible.module_utils.sluice.adapters.sql_home import SqlJournal
 from ansible.module_utils.sluice.core.conditions import Among
 from ansible.module_utils.sluice.core.errors import LeaseLost, SluiceError
 from ansible.module_utils.sluice.core.tasks import Place, Task
 from sqlalchemy.exc import DBAPIError
 
-from .rigs import BASE, CompanionRig, SourceRig, plain_mapping
+from .rigs import BASE, CompanionRig, HomewardRig, SourceRig, plain_mapping
 
 Source = SourceRig
 
@@ -427,3 +428,182 @@ def test_the_head_is_what_a_claimer_would_take_next(source: Source) -> None:
     assert source.end.head(1) == ["2"]
     assert source.claimed(1) == ["2"]
     assert source.end.head(5) == ["1"]
+
+
+# -- the same promises on the way back: RQ's jobs, and rows that no job answers for -----------------------------------
+
+
+@pytest.mark.real
+def test_home_claims_by_priority_then_age(homeward: HomewardRig) -> None:
+    homeward.add("4", "normal", created=3)
+    homeward.add("5", "normal", created=5)
+    homeward.add("9", "low", created=0)
+    homeward.add("7", "urgent", created=9)
+    assert homeward.claimed(2) == ["7", "4"]
+    assert homeward.claimed(3) == ["5", "9"]
+    assert homeward.claimed(3) == []
+
+
+@pytest.mark.real
+def test_home_gives_a_task_once_also_before_it_is_staged(homeward: HomewardRig) -> None:
+    """One batch is claimed while the one before is still on its way."""
+    for number in range(30):
+        homeward.add(str(number), created=number)
+    claims = [homeward.end.claim(homeward.lease, 10) for _ in range(4)]
+    given = [task.id for claim in claims for task in claim.tasks]
+    assert given == [str(number) for number in range(30)]
+
+
+@pytest.mark.real
+def test_home_adopts_what_an_older_token_claimed(homeward: HomewardRig) -> None:
+    homeward.add("5", created=5)
+    homeward.add("6", created=6)
+    assert homeward.claimed() == ["5", "6"]
+    homeward.add("7", created=7)
+    later = homeward.another()
+    assert sorted(later.claimed() + later.claimed()) == ["5", "6", "7"]
+    assert later.claimed() == []
+
+
+@pytest.mark.real
+def test_home_finds_a_straggler_after_an_empty_claim(homeward: HomewardRig) -> None:
+    homeward.add("1", delay=3600)
+    assert homeward.claimed() == ["1"]
+    assert homeward.claimed() == []
+    homeward.add("2")
+    assert homeward.claimed() == ["2"]
+
+
+HOMEWARD: dict[str, Callable[[HomewardRig, list[Task]], object]] = {
+    "claim": lambda rig, _: rig.end.claim(rig.lease, 5),
+    "stage": lambda rig, tasks: rig.home.stage(rig.lease, tasks),
+    "release": lambda rig, tasks: rig.end.release(rig.lease, tasks, ["d"] * len(tasks), 1),
+    "hold": lambda rig, _: rig.end.hold(rig.lease, ["1", "2"], "why"),
+    "discard": lambda rig, _: rig.home.discard(rig.lease, ["1"]),
+    "put_back": lambda rig, _: rig.end.put_back(rig.lease),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("call", HOMEWARD)
+def test_home_an_old_token_writes_nothing(homeward: HomewardRig, call: str) -> None:
+    for task_id in ("1", "2", "3"):
+        homeward.add(task_id)
+    tasks = homeward.claim(1)
+    assert [task.id for task in tasks] == ["1"]
+    homeward.another()
+
+    def found() -> object:
+        client = homeward.client
+        keys = (homeward.leaving.claimed_key, homeward.leaving.returned_key, "rq:queue:normal")
+        return homeward.places(), homeward.marks(), [client.dump(key) for key in keys]
+
+    before = found()
+    with pytest.raises(LeaseLost, match="Nothing was written"):
+        HOMEWARD[call](homeward, tasks)
+    assert found() == before
+
+
+@pytest.mark.real
+def test_home_release_gives_custody_and_writes_the_ledger_together(homeward: HomewardRig) -> None:
+    homeward.add("1", "urgent")
+    homeward.add("2", "low", delay=3600)
+    tasks = [*homeward.claim(), *homeward.claim()]
+    assert homeward.places() == {"1": "claimed", "2": "claimed"}
+    with pytest.raises(ValueError, match="zip"):
+        homeward.end.release(homeward.lease, tasks, ["only one digest"], 1)
+    assert homeward.places() == {"1": "claimed", "2": "claimed"}
+    assert homeward.release(tasks, batch=4) == (["1", "2"], [])
+    assert homeward.places() == {"1": "ready", "2": "delayed"}
+    assert homeward.marks() == {"1": "returned", "2": "returned"}
+    assert homeward.ledger.moved_by_queue("run-2") == {"urgent": 1, "low": 1}
+    assert homeward.ledger.next_batch(homeward.lease) == 5
+    assert homeward.claimed() == []
+
+
+@pytest.mark.real
+def test_home_the_first_release_is_the_point_of_no_return(homeward: HomewardRig) -> None:
+    homeward.add("1")
+    tasks = homeward.claim()
+    run = homeward.ledger.open_run()
+    assert run is not None
+    assert (run.id, run.point_of_no_return_at) == ("run-2", None)
+    homeward.release(tasks)
+    run = homeward.ledger.open_run()
+    assert run is not None
+    assert run.point_of_no_return_at is not None
+
+
+@pytest.mark.real
+def test_home_a_row_cancelled_meanwhile_is_lost_and_keeps_its_outcome(homeward: HomewardRig) -> None:
+    for task_id in ("1", "2", "3"):
+        homeward.add(task_id)
+    tasks = homeward.claim()
+    homeward.touch("2", "cancelled")
+    assert homeward.release(tasks) == (["1", "3"], ["2"])
+    assert homeward.places() == {"1": "ready", "2": "cancelled", "3": "ready"}
+    assert homeward.marks() == {"1": "returned", "2": "settled", "3": "returned"}
+    assert homeward.another().claimed() == []
+
+
+@pytest.mark.real
+def test_home_a_row_cancelled_under_an_older_claim_is_given_back_to_the_application(homeward: HomewardRig) -> None:
+    homeward.add("1")
+    homeward.add("2")
+    assert homeward.claimed() == ["1", "2"]
+    homeward.touch("1", "cancelled")
+    later = homeward.another()
+    later.release(later.claim())
+    while later.claimed():
+        pass
+    SqlJournal(later.home).claim(later.lease, 5)  # the rows are always looked at last
+    later.touch("1", "retried")
+    assert later.places() == {"1": "ready", "2": "ready"}
+
+
+@pytest.mark.real
+def test_home_undo_gives_everything_back_to_rq(homeward: HomewardRig) -> None:
+    for task_id in ("1", "2", "3"):
+        homeward.add(task_id, created=int(task_id))
+    before = homeward.client.lrange("rq:queue:normal", 0, -1)
+    assert homeward.claimed(2) == ["1", "2"]
+    later = homeward.another()
+    later.end.put_back(later.lease)
+    assert later.places() == {"1": "moved", "2": "moved", "3": "moved"}
+    assert homeward.client.lrange("rq:queue:normal", 0, -1) == before
+
+
+@pytest.mark.real
+def test_home_undo_keeps_the_order_also_when_some_of_what_was_claimed_is_over(homeward: HomewardRig) -> None:
+    for number in range(1, 8):
+        homeward.add(str(number), created=number)
+    for task_id in ("1", "2", "3"):
+        homeward.touch(task_id, "finished")
+    before = homeward.client.lrange("rq:queue:normal", 3, -1)
+    assert homeward.claimed(4)[0] == "4"
+    assert homeward.claimed(2) == (["5", "6"] if homeward.kind == "rq" else [])
+    later = homeward.another()
+    later.end.put_back(later.lease)
+    assert later.places() == {**dict.fromkeys("123", "finished"), **dict.fromkeys("4567", "moved")}
+    if homeward.kind == "rq":
+        assert homeward.client.lrange("rq:queue:normal", 0, -1) == before
+
+
+@pytest.mark.real
+def test_home_what_is_held_stays_held_and_what_ended_is_not_held(homeward: HomewardRig) -> None:
+    for task_id in ("1", "2", "3"):
+        homeward.add(task_id)
+    homeward.touch("2", "finished")
+    homeward.end.claim(homeward.lease, 5)
+    assert homeward.end.hold(homeward.lease, ["1", "2", "no-row"], "uncertain effect") == 2
+    assert homeward.end.hold(homeward.lease, ["1"], "again") == 0
+    assert {seen.id: seen.where for seen in homeward.ledger.held()} == {
+        "1": "uncertain effect",
+        "no-row": "uncertain effect",
+    }
+    assert homeward.execute("SELECT custody, status FROM caption_tasks WHERE id = '2'") == [("rq", "completed")]
+    later = homeward.another()
+    assert later.claimed() == ["3"]
+    assert later.claimed() == []
+    assert homeward.home.give_back(later.lease, ["1"], requeue=True) == 1
+    assert later.places()["1"] == "ready"

@@ -12,7 +12,7 @@ from ansible.module_utils.sluice.core.tasks import Home
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from .rigs import RqRig, TargetRig, make_task
+from .rigs import HomewardRig, RqRig, TargetRig, make_task
 
 Target = TargetRig
 THREE = [make_task("a"), make_task("b"), make_task("c")]
@@ -248,3 +248,73 @@ def test_a_census_reads_and_changes_nothing(rq_target: RqRig) -> None:
     before = rq_target.client.info("persistence")["rdb_changes_since_last_save"]
     assert rq_target.seen()
     assert rq_target.client.info("persistence")["rdb_changes_since_last_save"] == before
+
+
+# -- the table as the target of a run that goes back ------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(homeward: HomewardRig) -> HomewardRig:
+    """Three tasks in RQ's custody."""
+    for job_id in IDS:
+        homeward.add(job_id)
+    return homeward
+
+
+@pytest.mark.real
+def test_home_what_is_staged_reads_back_as_promised_and_no_claimer_reaches_it(home: HomewardRig) -> None:
+    staged = home.home.stage(home.lease, THREE)
+    assert staged.digests == home.home.digests(THREE)
+    assert (list(staged.foreign), list(staged.marked), list(staged.over), list(staged.refused)) == ([], [], [], [])
+    assert home.places() == dict.fromkeys(IDS, "claimed")
+    assert home.home.head(5) == []
+
+
+@pytest.mark.real
+def test_home_staging_again_is_staging_once(home: HomewardRig) -> None:
+    first = home.home.stage(home.lease, THREE)
+    assert home.home.stage(home.lease, THREE) == first
+    later = home.another()
+    assert later.home.stage(later.lease, THREE).digests == first.digests
+    assert later.release(THREE) == (IDS, [])
+    assert home.places() == dict.fromkeys(IDS, "ready")
+
+
+@pytest.mark.real
+def test_home_digests_tell_tasks_apart(home: HomewardRig) -> None:
+    task = THREE[0]
+    variants = [task, task._replace(args=("other",)), task._replace(args=())]
+    assert len({home.home.digests([variant])["a"] for variant in variants}) == 3
+    kept = home.home.stage(home.lease, [variants[1]])
+    assert kept.digests != home.home.digests([variants[1]]), "the row would be called with something else"
+
+
+@pytest.mark.real
+def test_home_what_is_over_is_named_and_what_cannot_be_known_is_refused(home: HomewardRig) -> None:
+    home.touch("a", "finished")
+    home.touch("b", "started")
+    staged = home.home.stage(home.lease, [*THREE, make_task("stranger")])
+    assert list(staged.over) == ["a"]
+    assert list(staged.digests) == ["c"]
+    assert {entry.id for entry in staged.refused} == {"b", "stranger"}
+    assert home.places() == {"a": "finished", "b": "running", "c": "claimed"}
+
+
+@pytest.mark.real
+def test_home_discard_gives_rows_back_and_leaves_the_rest_alone(home: HomewardRig) -> None:
+    home.home.stage(home.lease, THREE[:2])
+    home.release(THREE[:1])
+    assert home.home.discard(home.lease, [*IDS, "nowhere"]) == 1
+    assert home.places() == {"a": "ready", "b": "moved", "c": "moved"}
+
+
+@pytest.mark.real
+def test_home_what_is_released_needs_no_activation(home: HomewardRig) -> None:
+    home.home.stage(home.lease, THREE)
+    home.release(THREE)
+    assert home.home.head(5) == IDS
+    assert list(home.ledger.moved_since(home.lease, home.home.last_batch())) == []
+    assert home.home.activate(home.lease, THREE, 1) == 3
+    assert home.home.head(5) == IDS
+    assert list(home.home.marked(IDS)) == [False, False, False]
+    assert list(home.home.supersede(home.lease, IDS)) == []

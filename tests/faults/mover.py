@@ -1,8 +1,9 @@
 """A mover as a process of its own: ``python -m faults.mover``. It can end or freeze itself at a named arrow.
 
-Attaches to the open run of the database ``SLUICE_LAB_DB_URL`` and the Redis ``SLUICE_LAB_REDIS_URL``, waits for the
-lease as any second command must, and calls slices of the transfer until nothing is left. The arrows are wrapped around
-the two ends here; the code under test has no hooks. Prints one JSON object.
+With ``--back`` it moves for a run that goes back. Attaches to the open run of the database ``SLUICE_LAB_DB_URL`` and
+the Redis ``SLUICE_LAB_REDIS_URL``, waits for the lease as any second command must, and calls slices of the transfer
+until nothing is left. The arrows are wrapped around the two ends here; the code under test has no hooks. Prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ import yaml
 from ansible.module_utils.sluice.adapters import redis_connect, sql_connect
 from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from ansible.module_utils.sluice.adapters.rq import RqQueues
+from ansible.module_utils.sluice.adapters.rq_source import RqSource
+from ansible.module_utils.sluice.adapters.sql_home import SqlHome, SqlJournal
 from ansible.module_utils.sluice.adapters.sql_table import SqlTable
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core import mapping as mappings
 from ansible.module_utils.sluice.core.errors import RunConflict, SluiceError
+from ansible.module_utils.sluice.core.homecoming import Policy
 from ansible.module_utils.sluice.core.tasks import Lease
 from ansible.module_utils.sluice.core.verdicts import Check, Gate, Verdict
 from ansible.module_utils.sluice.services.transfer import Pace, Transfer
 
 from faults import ROOT
 
-#: What the arrows are called here, and the method of an end that each one is. Also `commit`: that of a release.
+#: What the arrows are called here, and the method of an end that each one is. Also `commit`: that of a release, and on
+#: the way back `done`: Redis forgets what the commit has brought home.
 ARROWS = {"claim": "claim", "stage": "stage", "confirm": "digests", "release": "release", "activate": "activate"}
 ARROWS |= {"discard": "discard", "hold": "hold"}
 MAPPING = ROOT / "inventories" / "lab" / "mapping.yml"
@@ -57,7 +62,7 @@ class Trap:
     def parse(cls, text: str, number: signal.Signals) -> Trap:
         """Read ARROW:SIDE:NTH."""
         arrow, side, nth = text.split(":")
-        if arrow not in (*ARROWS, "commit") or side not in ("before", "after"):
+        if arrow not in (*ARROWS, "commit", "done") or side not in ("before", "after"):
             raise ValueError(f"{text!r} names no arrow")
         return cls(arrow, side, int(nth), number)
 
@@ -109,7 +114,7 @@ def watch_commits(engine: sa.Engine, traps: Traps) -> None:
 
     @sa.event.listens_for(engine, "after_cursor_execute")
     def after(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if statement.startswith("INSERT INTO sluice_task") and "'moved'" in statement:
+        if statement.startswith("INSERT INTO sluice_task") and ("'moved'" in statement or "'returned'" in statement):
             releasing.add(id(connection))
 
     @sa.event.listens_for(engine, "commit")
@@ -117,6 +122,42 @@ def watch_commits(engine: sa.Engine, traps: Traps) -> None:
         if id(connection) in releasing:
             releasing.discard(id(connection))
             traps.cross("commit", "before")
+
+
+def watch_done(leaving: Any, traps: Traps) -> None:
+    """The arrow `done`: between the database's commit and what Redis forgets then."""
+    inner = leaving._done
+
+    def done(lease: Lease, job_ids: Sequence[str]) -> Any:
+        traps.cross("done", "before")
+        answer = inner(lease, job_ids)
+        traps.cross("done", "after")
+        return answer
+
+    leaving._done = done
+
+
+def ways(
+    options: argparse.Namespace, engine: sa.Engine, ledger: SqlLedger, mapping: mappings.TaskMapping, traps: Traps
+) -> tuple[Lease, list[tuple[Any, Any]]]:
+    """The lease, and the pairs of ends between which this mover works, one pair after the other."""
+    owner = f"mover-{os.getpid()}"
+    if options.rows:
+        home = SqlHome(engine, mapping, Policy(options.started))
+        lease = take_lease(ledger, owner, options.lease_seconds)
+        return lease, [(Trapped(SqlJournal(home), traps), Trapped(home, traps))]
+    queues = RqQueues(redis_connect.connect(os.environ["SLUICE_LAB_REDIS_URL"]), mapping)
+    lease = take_lease(ledger, owner, options.lease_seconds)
+    if not options.back:
+        return lease, [(Trapped(SqlTable(engine, mapping), traps), Trapped(queues, traps))]
+    home = SqlHome(engine, mapping, Policy(options.started))
+    leaving = RqSource(queues, home, mapping)
+    watch_done(leaving, traps)
+    run = ledger.open_run()
+    undone = ledger.find_run(str(run.settings["undoes"])) if run else None
+    leaving.adopt(lease, [undone.generation] if undone else [])
+    into = Trapped(home, traps)
+    return lease, [(Trapped(leaving, traps), into), (Trapped(SqlJournal(home), traps), into)]
 
 
 def take_lease(ledger: SqlLedger, owner: str, seconds: float) -> Lease:
@@ -151,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--freeze", action="append", default=[], metavar="ARROW:SIDE:NTH", help="SIGSTOP ourselves there"
     )
     parser.add_argument("--follow", type=Path, help="go on until this file exists, then once more to the end")
+    parser.add_argument("--back", action="store_true", help="the open run goes back: first RQ's jobs, then the rows")
+    parser.add_argument("--rows", action="store_true", help="as --back, by the rows alone: Redis is not spoken to")
+    parser.add_argument("--started", default=Policy.HOLD.value, choices=[policy.value for policy in Policy])
     options = parser.parse_args(argv)
     kinds = ((signal.SIGKILL, options.kill), (signal.SIGSTOP, options.freeze))
     traps = Traps([Trap.parse(text, number) for number, texts in kinds for text in texts])
@@ -160,29 +204,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine = sql_connect.connect(os.environ["SLUICE_LAB_DB_URL"])
         ledger = SqlLedger(engine, mapping.system)
         watch_commits(engine, traps)
-        target = RqQueues(redis_connect.connect(os.environ["SLUICE_LAB_REDIS_URL"]), mapping)
-        lease = take_lease(ledger, f"mover-{os.getpid()}", options.lease_seconds)
-        transfer = Transfer(
-            Trapped(SqlTable(engine, mapping), traps),
-            Trapped(target, traps),
-            ledger,
-            SystemClock(),
-            prove_fence=passed_fence,
-            custody_in_row=True,
-            pace=Pace(
-                batch=options.batch, largest=options.batch, rate=options.rate, lease_seconds=options.lease_seconds
-            ),
-        )
-        last = False
-        while True:
-            last = options.follow is None or options.follow.exists()
-            moved = transfer.slice(lease, options.slice_seconds)
-            if any((moved.moved, moved.held, moved.lost, moved.reactivated)):
-                slices.append(asdict(moved))
-            if moved.done and last:
-                break
-            if moved.done:
-                time.sleep(0.05)
+        lease, ends = ways(options, engine, ledger, mapping, traps)
+        for source, target in ends:
+            transfer = Transfer(
+                source,
+                target,
+                ledger,
+                SystemClock(),
+                prove_fence=passed_fence,
+                custody_in_row=True,
+                pace=Pace(
+                    batch=options.batch, largest=options.batch, rate=options.rate, lease_seconds=options.lease_seconds
+                ),
+            )
+            while True:
+                last = options.follow is None or options.follow.exists()
+                moved = transfer.slice(lease, options.slice_seconds)
+                if any((moved.moved, moved.held, moved.lost, moved.reactivated)):
+                    slices.append(asdict(moved))
+                if moved.done and last:
+                    break
+                if moved.done:
+                    time.sleep(0.05)
         ledger.give_up(lease)
     except SluiceError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error), "slices": slices}))

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,14 +149,21 @@ class PlaybookLab:
     # --- its playbooks -------------------------------------------------------------------------------------------
 
     def start(self, name: str, *arguments: str, **variables: Any) -> Run:
-        """``ansible-playbook playbooks/<name>.yml`` on this lab. ``variables`` are given with ``-e``."""
+        """``ansible-playbook playbooks/<name>.yml`` on this lab; a name with a suffix is the path of another playbook.
+
+        ``variables`` are given with ``-e``.
+        """
+        return self.start_with({}, name, *arguments, **variables)
+
+    def start_with(self, environment: Mapping[str, str], name: str, *arguments: str, **variables: Any) -> Run:
+        """The same, with more in the environment of this one command."""
         given = {"lab_directory": str(self.layout.directory), **SHORT, **variables}
-        log = self.layout.logs / f"run-{len(self.runs)}-{name}.log"
+        log = self.layout.logs / f"run-{len(self.runs)}-{Path(name).stem}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [
                     str(Path(sys.executable).with_name("ansible-playbook")),
-                    f"playbooks/{name}.yml",
+                    name if Path(name).suffix else f"playbooks/{name}.yml",
                     "-e",
                     json.dumps(given),
                     *arguments,
@@ -167,6 +174,7 @@ class PlaybookLab:
                     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                     "ANSIBLE_NOCOLOR": "1",
                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    **environment,
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -356,6 +364,22 @@ class PlaybookLab:
         )  # fmt: skip
         return found
 
+    def contents(self) -> dict[str, object]:
+        """What both stores hold: a checksum of each table, every key of Redis but the heartbeats of idle workers."""
+        found: dict[str, object] = {}
+        with self.root() as cursor:
+            cursor.execute("SHOW TABLES")
+            for table in sorted(str(name) for (name,) in cursor.fetchall()):
+                cursor.execute(f"CHECKSUM TABLE {table} EXTENDED")
+                found[f"table {table}"] = cursor.fetchone()
+        redis = self.redis
+        for key in cast("list[bytes]", redis.keys("*")):
+            name = key.decode()
+            if not name.startswith(("rq:worker:", "rq:clean_registries", "rq:scheduler")):
+                found[name] = redis.dump(key)
+        redis.close()
+        return found
+
 
 @contextmanager
 def lab_in(directory: Path, **options: object) -> Iterator[PlaybookLab]:
@@ -387,11 +411,20 @@ def family_of(pid: int) -> list[int]:
 
 def alive(pid: int) -> bool:
     """Whether a process runs and is no zombie."""
+    return _state(pid) not in ("", "Z")
+
+
+def frozen(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 def end_family(pid: int) -> None:

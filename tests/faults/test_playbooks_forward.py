@@ -110,7 +110,7 @@ def test_what_the_other_playbooks_say_of_a_validated_run(migrated: Migrated) -> 
     assert "canaries finish" in lab.run("validate").done().output
     assert lab.phase == "validated"
     lab.run("prepare").done()
-    lab.run("hybrid").refused("the source is fenced")
+    lab.run("hybrid", queue_share=100).refused("the source is fenced")
     assert lab.phase == "validated"
     assert lab.route == (100, 0), "users were sent to a side where nobody works"
     assert lab.legacy_locked

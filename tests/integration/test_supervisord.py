@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.sluice.adapters.processes import Process, Processes
 from ansible.module_utils.sluice.adapters.supervisord import SupervisordWorkers
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import StoreError
@@ -114,6 +116,25 @@ def test_a_drain_tells_those_who_ended_from_those_it_killed(workers: Supervisord
     assert not ended["deaf"].graceful
     assert workers.request_stop("legacy") is False
     assert workers.kill("legacy") == []
+
+
+def test_what_started_supervisord_is_no_leftover_however_little_it_shows(
+    workers: SupervisordWorkers, directory: Path
+) -> None:
+    """In a container the first process may hide its variables and be in the session of all others."""
+    workers.start("idle")
+    daemon = Processes().all()[int((directory / "supervisord.pid").read_text())]
+
+    class Container(Processes):
+        def environment(self, process: Process) -> Mapping[str, str] | None:
+            return None if process.pid == 1 else super().environment(process)
+
+        def look(self, pid: int) -> Process | None:
+            seen = super().look(pid)
+            return replace(seen, session=daemon.session) if seen and pid == 1 else seen
+
+    assert Container().environment(Container().all()[1]) is None
+    assert SupervisordWorkers(workers.socket_path, "app1", processes=Container()).leftovers("idle") == []
 
 
 def test_what_supervisord_itself_killed_is_not_graceful(workers: SupervisordWorkers) -> None:

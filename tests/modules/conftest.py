@@ -43,7 +43,7 @@ def site(
             for rights in RIGHTS[role]:
                 what, option, rest = rights.partition(" WITH GRANT OPTION")
                 what = what.replace(" captions.", f" {database}.").replace("`captions`", f"`{database}`")
-                what = what.replace("`captions\\_%`", f"`{database}\\_%`").replace("%", "%%")
+                what = what.replace("`captions\\_", f"`{database}\\_").replace("%", "%%")
                 cursor.execute(f"GRANT {what} TO %s@%s{option}{rest}", (users[word], LOOPBACK))
     admin = redis_server.client()
     admin.acl_setuser(

@@ -29,8 +29,8 @@ from ansible.module_utils.testing import patch_module_args
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = tuple(sorted(path.stem for path in (ROOT / "library").glob("queue_*.py")))
-#: These two touch no store.
-WITHOUT_STORES = ("queue_config", "queue_workers")
+#: These touch no store.
+WITHOUT_STORES = ("queue_assess_host", "queue_config", "queue_revision", "queue_workers")
 OWNER = "first@host:1"
 
 
@@ -188,6 +188,7 @@ class Site:
             "producer_redis_users": [],
         }
         own: dict[str, dict[str, Any]] = {
+            "queue_assess_host": {"owner": None, "log_files": [str(self.folder / "app.env")]},
             "queue_backup": {"directory": str(self.folder / "backups")},
             "queue_accounts": {
                 "sql_accounts": [
@@ -202,7 +203,7 @@ class Site:
                 ],
             },
             "queue_baseline": {"canary": self.application.canary, "samples": 4},
-            "queue_cleanup": {"stability_seconds": 0, "archive_dir": str(self.folder / "archive")},
+            "queue_cleanup": {**target, "stability_seconds": 0, "archive_dir": str(self.folder / "archive")},
             "queue_config": {
                 "owner": None,
                 "path": str(self.folder / "app.env"),
@@ -211,12 +212,21 @@ class Site:
                 "run_id": "run-1",
             },
             "queue_drain": {"deadline": 0},
+            "queue_evidence": {"directory": str(self.folder / "evidence"), "reason": "a test"},
+            "queue_fence": target,
             "queue_plan": {**target, "watch_seconds": 0, "known_accounts": self.known()},
             "queue_preflight": {**target, "watch_seconds": 0, "known_accounts": self.known()},
             "queue_recover": {**target, "reason": "a test"},
+            "queue_revision": {
+                "files": [str(self.folder / "app.env")],
+                "archive_dir": str(self.folder / "revisions"),
+                "run_id": "run-1",
+                "state": "archived",
+            },
             "queue_route": {"share": 100, "polling": False},
-            "queue_run": {"operator": "tester"},
+            "queue_run": {**target, "operator": "tester"},
             "queue_soak": {"share": 50, "canary": self.application.canary, "seconds": 0, "sample_min": 4},
+            "queue_transfer": target,
             "queue_validate": {"canary": self.application.canary, "deadline": 20, "latency_floor_ms": 2000},
             "queue_workers": {"supervisor": "supervisord", "socket": str(self.folder / "none.sock"), "group": "g"},
         }

@@ -8,7 +8,7 @@ import pytest
 from ansible.module_utils.sluice.core.phases import Phase
 
 from conftest import PlantedSecrets
-from modules.site import MODULES, OWNER, Site
+from modules.site import MODULES, OWNER, WITHOUT_STORES, Site
 from modules.test_refusals import at_the_right_phase
 
 pytestmark = pytest.mark.real
@@ -35,7 +35,7 @@ def test_a_dry_run_writes_nothing(site: Site, planted_secrets: PlantedSecrets, n
     for standing in standings(site, at_the_right_phase(name)):
         for options in (reader, {"db_url": site.db_url}):
             with site.unchanged():
-                outcome = site.call(name, check=True, **({} if name == "queue_config" else options))
+                outcome = site.call(name, check=True, **({} if name in WITHOUT_STORES else options))
             planted_secrets.assert_absent(outcome.printed, name)
             # There is nothing to recover before a route was changed, or after the run.
             if name == "queue_recover" and standing in ("untouched", "after the run"):

@@ -164,5 +164,8 @@ def test_the_first_operator_is_refused_everywhere_after_that(site: Site, name: s
 
 def test_a_run_in_the_other_direction(site: Site) -> None:
     site.open(Phase.PREPARED)
+    site.call("queue_run", direction="back").assert_done()
+    site.stand(Phase.FENCED)
     with site.unchanged():
-        site.call("queue_run", direction="back").assert_refused("is open and stands at 'prepared'")
+        refused = site.call("queue_run", direction="forward")
+    refused.assert_refused("(back) of 'tester' is open and stands at 'fenced'", "planned-rollback.yml")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.__main__ import Unfinished, beside, one_at_a_time
+from demo.__main__ import one_at_a_time
 from demo.processes import Children, descendants, kill_family
+from demo.story import Unfinished, beside
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo"
 # A program whose child is in a session of its own, as Ansible's are; both do nothing for longer than any test.

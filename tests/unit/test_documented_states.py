@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from ansible.module_utils.sluice.adapters import ledger_sql
 from ansible.module_utils.sluice.adapters.rq import RqQueues
+from ansible.module_utils.sluice.adapters.rq_source import RqSource
+from ansible.module_utils.sluice.adapters.sql_home import SqlHome
 from ansible.module_utils.sluice.core import mapping
-from ansible.module_utils.sluice.core.phases import GATE_LIFETIME, REQUIRED_GATES, TRANSITIONS
+from ansible.module_utils.sluice.core.phases import BACK_GATES, GATE_LIFETIME, REQUIRED_GATES, TRANSITIONS, Phase
 from ansible.module_utils.sluice.core.tasks import Mark
 from redis import Redis
 
@@ -37,10 +40,14 @@ def test_every_arrow_is_documented_and_no_other() -> None:
     assert documented == {(str(one), str(other)) for one, others in TRANSITIONS.items() for other in others}
 
 
-def test_every_gate_is_documented_with_its_lifetime() -> None:
-    rows = _rows("states.md", "The gates of each phase")
+@pytest.mark.parametrize(
+    ("heading", "required"),
+    [("The gates of each phase", REQUIRED_GATES), ("The gates of each phase on the way back", BACK_GATES)],
+)
+def test_every_gate_is_documented_with_its_lifetime(heading: str, required: dict[Phase, tuple[str, ...]]) -> None:
+    rows = _rows("states.md", heading)
     assert {_words(row[0])[0]: tuple(_words(row[1])) for row in rows} == {
-        str(phase): gates for phase, gates in REQUIRED_GATES.items()
+        str(phase): gates for phase, gates in required.items()
     }
     for _, gates, within in rows:
         lifetimes = {name: _seconds(within.split(";")[0]) for name in _words(gates)}
@@ -84,7 +91,9 @@ def test_every_variable_of_a_page_is_one_of_a_role_or_an_inventory(page: Path) -
 
 def test_the_keys_in_redis_are_documented() -> None:
     queues = RqQueues(Redis(), TASKS)
+    leaving = RqSource(queues, SqlHome(sa.create_engine("mysql+pymysql://"), TASKS), TASKS)
     ours = {queues.generation_key, queues.token_key, queues.batch_key, queues.marker_key, queues.run_key}
+    ours |= {leaving.claimed_key, leaving.returned_key}
     documented = {_words(row[0])[0] for row in _rows("architecture.md", "Keys of ours in Redis")}
     assert {f"sluice:{{{TASKS.system}}}:{name}" for name in documented} == ours
 

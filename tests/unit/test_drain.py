@@ -40,6 +40,19 @@ class FakeSupervisor:
         self.processes = {name: WorkerProcess(name, host, 100, "RUNNING", None, True) for name in names}
         self.calls: list[str] = []
         self.unreachable = False
+        self.left: dict[str, WorkerProcess] = {}
+
+    def leave(self, name: str, *, unknown: bool = False) -> None:
+        """Something that a dead worker left running, or that cannot be read."""
+        self.left[name] = WorkerProcess(name, "app1", 200, "LEFTOVER", None, True, leftover=True, unknown=unknown)
+
+    def leftovers(self, group: str) -> Sequence[WorkerProcess]:
+        self._answer("leftovers")
+        return [*self.left.values()]
+
+    def ask_leftovers(self, group: str) -> bool:
+        self._answer("ask_leftovers")
+        return bool(self.left)
 
     def end(self, name: str, status: int | None) -> None:
         self.processes[name] = dataclasses.replace(
@@ -65,6 +78,8 @@ class FakeSupervisor:
         left = [process for process in self.processes.values() if process.alive]
         for process in left:
             self.end(process.name, -1)
+        left += [process for process in self.left.values() if not process.unknown]
+        self.left = {name: process for name, process in self.left.items() if process.unknown}
         return left
 
     def _answer(self, call: str) -> None:
@@ -81,7 +96,7 @@ class Site:
         self.supervisors: list[Supervisor] = [*supervisors]
         self.leased = 0
 
-    def slice(self, seconds: float = 5.0, deadline: float = 60.0) -> Drained:
+    def slice(self, seconds: float = 5.0, deadline: float = 60.0, before: Drained | None = None) -> Drained:
         counts = {"high": {"leased": self.leased, "ready": 7}, "low": {"ready": 3}}
         return drain(
             lambda: counts | {"high": {"leased": self.leased, "ready": 7}},
@@ -91,6 +106,8 @@ class Site:
             deadline=START + deadline,
             slice_seconds=seconds,
             leased_ids=lambda: [f"task-{number}" for number in range(self.leased)],
+            first=before is None,
+            leftovers=before.leftovers if before else (),
         )
 
 
@@ -188,6 +205,39 @@ def test_a_killed_worker_is_unproved_even_if_its_supervisor_says_zero() -> None:
 
     drained = Site(Forgetful("app1", "w1")).slice(seconds=100, deadline=1)
     assert names(drained.unproved) == ["w1"]
+
+
+def test_what_a_dead_worker_left_runs_until_it_has_ended_and_is_unproved() -> None:
+    """Also when it ended between two slices: only the first slice asks it to end."""
+    workers = FakeSupervisor("app1", "w1")
+    workers.end("w1", 0)
+    workers.leave("w1/200")
+    site = Site(workers)
+    first = site.slice(seconds=3)
+    assert (first.done, names(first.running), names(first.leftovers)) == (False, ["w1/200"], ["w1/200"])
+    workers.left.clear()
+    last = site.slice(seconds=3, before=first)
+    assert last.done and not last.clean
+    assert (names(last.unproved), names(last.killed)) == (["w1/200"], [])
+    assert workers.calls.count("ask_leftovers") == 1
+
+
+def test_what_a_dead_worker_left_is_killed_at_the_deadline() -> None:
+    workers = FakeSupervisor("app1", "w1")
+    workers.end("w1", 0)
+    workers.leave("w1/200")
+    drained = Site(workers).slice(seconds=100, deadline=10)
+    assert (names(drained.killed), names(drained.unproved), names(drained.running)) == (["w1/200"], ["w1/200"], [])
+
+
+def test_what_cannot_be_read_is_unproved_and_not_waited_for() -> None:
+    workers = FakeSupervisor("app1", "w1")
+    workers.end("w1", 0)
+    workers.leave("process 200", unknown=True)
+    drained = Site(workers).slice()
+    assert drained.done and not drained.clean
+    assert (names(drained.unproved), names(drained.running)) == (["process 200"], [])
+    assert "kill" not in workers.calls
 
 
 def test_leased_rows_of_nobody_are_waited_for_and_named() -> None:

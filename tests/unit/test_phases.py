@@ -15,9 +15,9 @@ LEGAL = {
     ("hybrid", "routed"), ("hybrid", "aborted"),
     ("routed", "fenced"), ("routed", "hybrid"), ("routed", "aborted"),
     ("fenced", "transferred"), ("fenced", "aborted"),
-    ("transferred", "verified"), ("transferred", "fenced"), ("transferred", "rolled_back"),
-    ("verified", "validated"), ("verified", "fenced"), ("verified", "rolled_back"),
-    ("validated", "cleaned"), ("validated", "fenced"), ("validated", "rolled_back"),
+    ("transferred", "verified"), ("transferred", "fenced"), ("transferred", "routed"), ("transferred", "rolled_back"),
+    ("verified", "validated"), ("verified", "fenced"), ("verified", "routed"), ("verified", "rolled_back"),
+    ("validated", "cleaned"), ("validated", "fenced"), ("validated", "routed"), ("validated", "rolled_back"),
 }  # fmt: skip
 PAIRS = list(itertools.product(Phase, Phase))
 ABSENT = [(current, wanted) for current, wanted in PAIRS if (str(current), str(wanted)) not in LEGAL]

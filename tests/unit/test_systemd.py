@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
+from ansible.module_utils.sluice.adapters.processes import Processes
 from ansible.module_utils.sluice.adapters.systemd import SystemdWorkers
 from ansible.module_utils.sluice.core.errors import StoreError
 
@@ -156,3 +161,151 @@ def test_errors_name_host_and_unit() -> None:
     systemctl.error = "Interactive authentication required."
     with pytest.raises(StoreError, match="Interactive authentication required"):
         workers(systemctl).list("legacy")
+
+
+# -- what a dead main process left running: real processes, in control groups that only tests have --
+
+FAMILY = "import subprocess, sys, time\nprint(subprocess.Popen(['sleep', '60']).pid, flush=True)\ntime.sleep(60)"
+
+
+class Tree:
+    """Control groups as files, and the processes that a test put into them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.started: list[subprocess.Popen[str]] = []
+        self.strays: list[int] = []
+
+    def process(self, *command: str) -> subprocess.Popen[str]:
+        self.started.append(subprocess.Popen(command or ("sleep", "60"), stdout=subprocess.PIPE, text=True))
+        return self.started[-1]
+
+    def family(self) -> tuple[int, int]:
+        """A process and its child."""
+        parent = self.process(sys.executable, "-c", FAMILY)
+        assert parent.stdout is not None
+        self.strays.append(int(parent.stdout.readline()))
+        return parent.pid, self.strays[-1]
+
+    def put(self, group: str, *pids: int) -> Path:
+        folder = self.root / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    made = Tree(tmp_path / "cgroup")
+    made.root.mkdir()
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+    for pid in made.strays:
+        stray = Processes().look(pid)
+        if stray is not None:
+            Processes().send(stray, signal.SIGKILL)
+
+
+def supervised(systemctl: FakeSystemctl, tree: Tree) -> SystemdWorkers:
+    return SystemdWorkers({"legacy": [ONE, TWO]}, "app1", runner=systemctl, clock=FakeClock(), cgroups=tree.root)
+
+
+def left(systemctl: FakeSystemctl, tree: Tree) -> list[tuple[str, int]]:
+    found = supervised(systemctl, tree).leftovers("legacy")
+    assert all(process.alive and process.leftover and not process.unknown for process in found)
+    return [(process.name, process.pid) for process in found]
+
+
+def dead(systemctl: FakeSystemctl, *names: str) -> None:
+    for name in names or (ONE, TWO):
+        systemctl.units[name] = systemctl.unit("failed", "failed", 0, 2, 9, "signal")
+
+
+def test_what_a_dead_unit_left_is_in_its_control_group(tree: Tree) -> None:
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    assert left(systemctl, tree) == []
+    horse, deeper, other = tree.process().pid, tree.process().pid, tree.process().pid
+    tree.put(f"system.slice/{ONE}", horse)
+    tree.put(f"system.slice/{ONE}/deeper", deeper)
+    tree.put("system.slice/other.service", other)
+    systemctl.units[ONE]["ControlGroup"] = f"/system.slice/{ONE}"
+    assert left(systemctl, tree) == [(f"{ONE}/{pid}", pid) for pid in sorted((horse, deeper))]
+
+
+def test_a_unit_that_systemd_forgot_is_found_by_its_name_below_slices_only(tree: Tree) -> None:
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    mine, theirs = tree.process().pid, tree.process().pid
+    tree.put(f"system.slice/system-worker.slice/{ONE}", mine)
+    tree.put(f"system.slice/docker-1.scope/system.slice/{TWO}", theirs)  # a container's unit of the same name
+    assert left(systemctl, tree) == [(f"{ONE}/{mine}", mine)]
+
+
+def test_systemds_own_hierarchy_of_the_older_layout(tree: Tree) -> None:
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    horse = tree.process().pid
+    tree.put(f"systemd/system.slice/{ONE}", horse)
+    tree.put(f"memory/system.slice/{ONE}", tree.process().pid)
+    assert left(systemctl, tree) == [(f"{ONE}/{horse}", horse)]
+
+
+def test_the_children_of_a_living_main_process_are_none(tree: Tree) -> None:
+    """Only what an earlier main process of the unit left is."""
+    systemctl = FakeSystemctl()
+    dead(systemctl, TWO)
+    main, child = tree.family()
+    horse = tree.process().pid
+    systemctl.units[ONE]["MainPID"] = str(main)
+    tree.put(f"system.slice/{ONE}", main, child, horse)
+    assert left(systemctl, tree) == [(f"{ONE}/{horse}", horse)]
+    systemctl.units[ONE]["MainPID"] = "0"  # it runs without a main process: all of them are its own
+    assert left(systemctl, tree) == []
+
+
+def test_a_kill_ends_what_dead_units_left_and_nothing_else(tree: Tree) -> None:
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    parent, child = tree.family()
+    beside = tree.process()
+    tree.put(f"system.slice/{ONE}", parent, child)
+    tree.put("system.slice/other.service", beside.pid)
+    adapter = supervised(systemctl, tree)
+    assert {process.pid for process in adapter.kill("legacy")} == {parent, child}
+    assert [Processes().look(pid) for pid in (parent, child)] == [None, None]
+    assert beside.poll() is None
+    assert adapter.kill("legacy") == []
+    assert systemctl.verbs() == []  # systemd itself had nothing to end
+
+
+def test_a_control_group_that_cannot_be_read_is_reported(tree: Tree) -> None:
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    nowhere = SystemdWorkers(
+        {"legacy": [ONE]}, "app1", runner=systemctl, clock=FakeClock(), cgroups=tree.root / "nowhere"
+    )
+    [unknown] = nowhere.leftovers("legacy")
+    assert (unknown.unknown, unknown.state) == (True, "UNREADABLE")
+    assert ONE in unknown.name and "nowhere cannot be read" in unknown.name
+    assert nowhere.kill("legacy") == []
+
+
+@pytest.mark.parametrize(("source", "ends"), [("signal.SIG_DFL", False), ("lambda *_: sys.exit(0)", True)])
+def test_only_those_who_know_how_to_end_are_asked(tree: Tree, source: str, ends: bool) -> None:
+    """The request would end RQ's horse in the middle of its job."""
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    program = (
+        f"import signal, sys, time\nsignal.signal(signal.SIGTERM, {source})\nprint('up', flush=True)\ntime.sleep(60)"
+    )
+    process = tree.process(sys.executable, "-c", program)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    tree.put(f"system.slice/{ONE}", process.pid)
+    assert supervised(systemctl, tree).ask_leftovers("legacy") is ends
+    if ends:
+        assert process.wait(20) == 0
+    else:
+        assert process.poll() is None

@@ -18,12 +18,17 @@ from . import redis_connect, sql_connect
 from .ledger_sql import SqlLedger
 from .redis_fence import RedisFence
 from .rq import RqQueues
+from .rq_source import RqSource
 from .sql_fence import SqlFence
+from .sql_home import SqlHome, SqlJournal
 from .sql_route import SqlIntake, SqlRouter
 from .sql_table import SqlTable
 from .supervisord import SupervisordWorkers
 from .system_clock import SystemClock
 from .systemd import SystemdWorkers
+
+#: In an emergency: seconds after which a Redis that does not answer counts as dead.
+IMPATIENT_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class System:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.clock = SystemClock()
+        #: In an emergency a Redis that does not answer soon counts as dead.
+        self.impatient = False
 
     @cached_property
     def mapping(self) -> TaskMapping:
@@ -57,8 +64,9 @@ class System:
             raise MappingError(
                 f"cannot be read: {error.strerror}.", where=str(path), next_step="set queue_mapping."
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[0]
+        # ValueError: also bytes that are no UTF-8, a date in a 13th month, a number of thousands of digits.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise MappingError(f"is not YAML: {first}.", where=str(path), next_step="see docs/mapping.md.") from None
         return mappings.parse(data)
 
@@ -70,7 +78,8 @@ class System:
     @cached_property
     def redis(self) -> redis.Redis:
         """Redis; a client that cannot write in a dry run."""
-        return redis_connect.connect(self.settings.redis_url, read_only=self.settings.read_only)
+        seconds = IMPATIENT_SECONDS if self.impatient else redis_connect.ANSWER_SECONDS
+        return redis_connect.connect(self.settings.redis_url, read_only=self.settings.read_only, answer_seconds=seconds)
 
     @cached_property
     def source(self) -> SqlTable:
@@ -89,6 +98,21 @@ class System:
         ledger.baseline_from(self.source.baseline_select)
         return ledger
 
+    @cached_property
+    def home(self) -> SqlHome:
+        """The table as the place that tasks come back to."""
+        return SqlHome(self.engine, self.mapping)
+
+    @cached_property
+    def leaving(self) -> RqSource:
+        """The queues that give tasks back."""
+        return RqSource(self.target, self.home, self.mapping)
+
+    @cached_property
+    def journal(self) -> SqlJournal:
+        """The rows of the queues' tasks, where no job answers for them."""
+        return SqlJournal(self.home)
+
     def source_fence(self) -> SqlFence:
         """The fence of the side that is left: its claimers' SQL accounts."""
         return SqlFence(
@@ -98,14 +122,16 @@ class System:
             mover=self.settings.mover,
         )
 
+    def target_sql_fence(self) -> SqlFence:
+        """The fence of RQ's side in the database: its workers' accounts."""
+        return SqlFence(
+            self.engine, self.settings.target_sql_accounts, producer_accounts=self.mapping.route.producer_accounts
+        )
+
     def target_fences(self) -> list[SqlFence | RedisFence]:
         """The fences of RQ's side: its workers' SQL accounts and Redis users."""
-        return [
-            SqlFence(
-                self.engine, self.settings.target_sql_accounts, producer_accounts=self.mapping.route.producer_accounts
-            ),
-            RedisFence(self.redis, self.settings.target_redis_users, producer_users=self.settings.producer_redis_users),
-        ]
+        users, producers = self.settings.target_redis_users, self.settings.producer_redis_users
+        return [self.target_sql_fence(), RedisFence(self.redis, users, producer_users=producers)]
 
     def router(self, waiting: Callable[[float], None] | None = None) -> SqlRouter:
         """The route of new submissions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -13,11 +14,11 @@ from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, VARCHAR
 from sqlalchemy.engine import Connection, Engine
 
 from ..core.errors import GateClosed, LeaseLost, RunConflict
-from ..core.phases import ENDED, Phase, require_transition
+from ..core.phases import ENDED, Phase, ended_by_rollback, require_transition
 from ..core.tasks import ENDED_MEANWHILE, Lease, Mark, Sighting, Task
 from ..core.verdicts import Gate
 from ..ports.ledger import Event, LeaseState, Run
-from .sql_connect import place, reading, speaking, transaction
+from .sql_connect import again_after_deadlock, place, reading, speaking, transaction
 
 #: The layout of these tables. A ledger of another version is refused, never guessed at.
 VERSION = "1"
@@ -219,21 +220,65 @@ class SqlLedger:
                     where="ledger",
                     next_step="continue it with the same command, or look at playbooks/status.yml.",
                 )
-            connection.execute(
-                sa.insert(run_table).values(
-                    id=run.id,
-                    system=self.system,
-                    open_system=self.system,
-                    direction=run.direction,
-                    operator=run.operator,
-                    phase=run.phase.value,
-                    plan_digest=run.plan_digest,
-                    mapping_digest=run.mapping_digest,
-                    generation=run.generation,
-                    opened_at=UTC_NOW,
-                    settings=json.dumps(dict(run.settings), sort_keys=True),
-                )
+            self._insert_run(connection, run)
+
+    def find_run(self, run_id: str) -> Run | None:
+        """A run by its id."""
+        return self._one_run(sa.and_(run_table.c.system == self.system, run_table.c.id == run_id))
+
+    def take_over(self, run: Run, undoes: Run) -> None:
+        """Suspend the open run and record the one that takes it back, in one transaction."""
+        with transaction(self.engine) as connection:
+            done = connection.execute(
+                sa.update(run_table)
+                .where(run_table.c.id == undoes.id, run_table.c.open_system == self.system)
+                .values(open_system=None)
             )
+            if done.rowcount != 1:
+                raise RunConflict(
+                    f"run {undoes.id} is not open any more.",
+                    where="ledger",
+                    next_step="look at playbooks/status.yml.",
+                )
+            self._insert_run(connection, run)
+
+    def forget(self) -> None:
+        """Delete everything of this system. For a system that was made to try something, never for a real one."""
+        if not self.installed():
+            return
+        with transaction(self.engine) as connection:
+            ours = sa.select(run_table.c.id).where(run_table.c.system == self.system)
+            for table in (event_table, baseline_table):
+                connection.execute(sa.delete(table).where(table.c.run_id.in_(ours)))
+            for table in (task_table, lease_table, run_table):
+                connection.execute(sa.delete(table).where(table.c.system == self.system))
+
+    def change_settings(self, run: Run, settings: Mapping[str, object]) -> Run:
+        """Keep other settings of an open run."""
+        with transaction(self.engine) as connection:
+            connection.execute(
+                sa.update(run_table)
+                .where(run_table.c.id == run.id)
+                .values(settings=json.dumps(dict(settings), sort_keys=True))
+            )
+        return replace(run, settings=dict(settings))
+
+    def _insert_run(self, connection: Connection, run: Run) -> None:
+        connection.execute(
+            sa.insert(run_table).values(
+                id=run.id,
+                system=self.system,
+                open_system=self.system,
+                direction=run.direction,
+                operator=run.operator,
+                phase=run.phase.value,
+                plan_digest=run.plan_digest,
+                mapping_digest=run.mapping_digest,
+                generation=run.generation,
+                opened_at=UTC_NOW,
+                settings=json.dumps(dict(run.settings), sort_keys=True),
+            )
+        )
 
     # -- lease --------------------------------------------------------------------------------------------------
 
@@ -251,6 +296,7 @@ class SqlLedger:
             ).first()
         return None if row is None else LeaseState(row.token, row.owner, max(0.0, float(row.remaining)))
 
+    @again_after_deadlock
     def take_lease(self, run: Run, owner: str, seconds: float) -> Lease:
         """Take the lease: one transaction under a lock on its row. Every taking raises the token."""
         with transaction(self.engine) as connection:
@@ -322,7 +368,7 @@ class SqlLedger:
 
     # -- phases and events --------------------------------------------------------------------------------------
 
-    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate) -> None:
+    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate, *, undoes: str = "") -> None:
         """Record a phase: lease, arrow, gate and event in one transaction."""
         if not gate.open:
             raise GateClosed(gate.explain(), where=f"gate before '{wanted}'")
@@ -338,7 +384,23 @@ class SqlLedger:
             if wanted in ENDED:
                 values |= {"open_system": None, "closed_at": UTC_NOW}
             connection.execute(sa.update(run_table).where(run_table.c.id == lease.run_id).values(**values))
+            if undoes and wanted is Phase.ABORTED:
+                connection.execute(sa.update(run_table).where(run_table.c.id == undoes).values(open_system=self.system))
+            if undoes and wanted is Phase.VERIFIED:
+                self._end_undone(connection, undoes, gate)
             _append(connection, lease.run_id, "phase", wanted.value, gate.verdict.value, gate_detail(gate))
+
+    def _end_undone(self, connection: Connection, run_id: str, gate: Gate) -> None:
+        """The run that was taken back has ended; one that had released nothing counts as aborted."""
+        query = sa.select(run_table.c.phase, run_table.c.point_of_no_return_at).where(run_table.c.id == run_id)
+        found = connection.execute(query.with_for_update()).first()
+        if found is None or Phase(found.phase) in ENDED:
+            return
+        ended = ended_by_rollback(Phase(found.phase), released=found.point_of_no_return_at is not None)
+        connection.execute(
+            sa.update(run_table).where(run_table.c.id == run_id).values(phase=ended.value, closed_at=UTC_NOW)
+        )
+        _append(connection, run_id, "phase", ended.value, gate.verdict.value, gate_detail(gate))
 
     def record(self, lease: Lease, kind: str, name: str, verdict: str, detail: Mapping[str, object]) -> None:
         """Append one event under the lease."""
@@ -417,7 +479,7 @@ class SqlLedger:
         """How many tasks a run moved, by queue."""
         query = (
             sa.select(task_table.c.queue, sa.func.count())
-            .where(task_table.c.run_id == run_id, task_table.c.mark == Mark.MOVED.value)
+            .where(task_table.c.run_id == run_id, task_table.c.mark.in_([Mark.MOVED.value, Mark.RETURNED.value]))
             .group_by(task_table.c.queue)
         )
         with reading(self.engine) as connection:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 
 from ..core.errors import GateClosed, GenerationMismatch, LeaseLost, RunConflict, StagesGone
-from ..core.phases import ENDED, Phase, require_transition
+from ..core.phases import ENDED, Phase, ended_by_rollback, require_transition
 from ..core.tasks import (
     ENDED_MEANWHILE,
     Claim,
@@ -92,6 +92,7 @@ class MemoryLedger:
         self._expires: float | None = None  # None: never taken
         self._stop = False
         self._source: MemorySource | None = None
+        self._suspended: set[str] = set()
 
     def baseline_from(self, source: MemorySource) -> None:
         """Name the source that a baseline is taken from."""
@@ -106,7 +107,24 @@ class MemoryLedger:
     def open_run(self) -> Run | None:
         """The run that has not ended."""
         with self.lock:
-            return next((run for run in reversed(self._runs) if run.phase not in ENDED), None)
+            open_runs = (r for r in reversed(self._runs) if r.phase not in ENDED and r.id not in self._suspended)
+            return next(open_runs, None)
+
+    def find_run(self, run_id: str) -> Run | None:
+        """A run by its id."""
+        with self.lock:
+            return next((run for run in self._runs if run.id == run_id), None)
+
+    def take_over(self, run: Run, undoes: Run) -> None:
+        """Suspend the open run and record the one that takes it back."""
+        with self.lock:
+            found = self.open_run()
+            if found is None or found.id != undoes.id:
+                raise RunConflict(
+                    f"run {undoes.id} is not open any more.", where="ledger", next_step="look at playbooks/status.yml."
+                )
+            self._suspended.add(undoes.id)
+            self.start_run(run)
 
     def last_run(self) -> Run | None:
         """The newest run, ended or not."""
@@ -123,6 +141,13 @@ class MemoryLedger:
                     next_step="continue it with the same command, or look at playbooks/status.yml.",
                 )
             self._runs.append(replace(run, opened_at=self._at(), point_of_no_return_at=None))
+
+    def change_settings(self, run: Run, settings: Mapping[str, object]) -> Run:
+        """Keep other settings of an open run."""
+        with self.lock:
+            changed = replace(run, settings=dict(settings))
+            self._change_run(run.id, lambda _: changed)
+            return changed
 
     def pass_point_of_no_return(self, run_id: str) -> None:
         """Remember the moment of the first release; later ones change nothing."""
@@ -193,7 +218,7 @@ class MemoryLedger:
 
     # -- phases and events --------------------------------------------------------------------------------------
 
-    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate) -> None:
+    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate, *, undoes: str = "") -> None:
         """Record a phase with its gate."""
         if not gate.open:
             raise GateClosed(gate.explain(), where=f"gate before '{wanted}'")
@@ -204,6 +229,13 @@ class MemoryLedger:
                 raise RunConflict(f"run {lease.run_id} is not in the ledger.", where="ledger")
             require_transition(current, wanted)
             self._change_run(lease.run_id, lambda run: replace(run, phase=wanted))
+            if wanted is Phase.ABORTED:
+                self._suspended.discard(undoes)
+            undone = self.find_run(undoes)
+            if wanted is Phase.VERIFIED and undone is not None and undone.phase not in ENDED:
+                ended = ended_by_rollback(undone.phase, released=undone.point_of_no_return_at is not None)
+                self._change_run(undoes, lambda run: replace(run, phase=ended))
+                self._append(undoes, "phase", ended.value, gate.verdict.value, {"gate": gate.name})
             checks = [
                 {"name": c.name, "verdict": c.verdict.value, "reading": c.reading, "next_step": c.next_step}
                 for c in gate.checks
@@ -414,6 +446,10 @@ class MemorySource:
             entry = Entry(mark, lease.run_id, lease.token, job_id=job_id_for(self.ledger.system, task_id))
             self.ledger.entries[task_id] = entry
         entry.mark, entry.run_id, entry.token, entry.reason = mark, lease.run_id, lease.token, reason
+
+    def renewed(self, ids: Sequence[str]) -> set[str]:
+        """See the port. Rows here are never queued anew."""
+        return set()
 
     def reread(self, ids: Sequence[str]) -> Claim:
         """See the port."""
@@ -633,6 +669,17 @@ class MemoryTarget:
             for job_id in staged:
                 del self.jobs[job_id]
             return len(staged)
+
+    def supersede(self, lease: Lease, job_ids: Sequence[str]) -> Sequence[str]:
+        """See the port."""
+        ended = (Home.FINISHED.value, Home.FAILED.value, Home.CANCELLED.value)
+        with self._lock:
+            self._check(lease)
+            freed = [i for i in job_ids if i not in self.jobs or self.jobs[i].status in ended]
+            for job_id in freed:
+                self.jobs.pop(job_id, None)
+                self._contents.markers.discard(job_id)
+            return freed
 
     def _staged(self, job_id: str) -> bool:
         return job_id in self.jobs and self.jobs[job_id].status == "created"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,12 @@ _HARMLESS_SUBCOMMANDS = {
 }
 
 
-def connect(url: str, *, read_only: bool = False) -> redis.Redis:
+_RIGHTS = "give the ACL user the keys, channels and commands listed in docs/mapping.md (Rights)."
+#: Seconds for which an answer is waited for.
+ANSWER_SECONDS = 60.0
+
+
+def connect(url: str, *, read_only: bool = False, answer_seconds: float = ANSWER_SECONDS) -> redis.Redis:
     """Make a client for ``redis://user:password@host:port/db``; bytes in, bytes out.
 
     With ``read_only`` the client refuses every command without the server's ``readonly`` flag, before it is sent.
@@ -31,8 +37,9 @@ def connect(url: str, *, read_only: bool = False) -> redis.Redis:
     :raises StoreError: the URL is malformed, or the server does not answer or refuses us
     """
     kind = ReadOnlyRedis if read_only else redis.Redis
+    timeouts: dict[str, Any] = {"socket_connect_timeout": min(5.0, answer_seconds), "socket_timeout": answer_seconds}
     try:
-        client: redis.Redis = kind.from_url(url, decode_responses=False, socket_connect_timeout=5, socket_timeout=60)
+        client: redis.Redis = kind.from_url(url, decode_responses=False, **timeouts)
     except ValueError as error:
         raise StoreError(
             f"the Redis URL cannot be read: {error}.", next_step="write redis://user:password@host:port/db."
@@ -55,19 +62,22 @@ def speaking(client: redis.Redis) -> Iterator[None]:
         yield
     except exceptions.AuthenticationError as error:
         raise StoreError(
-            f"login refused: {error}.", where=place(client), next_step="check user and password of the Redis URL."
+            f"login refused: {str(error).rstrip('.')}.",
+            where=place(client),
+            next_step="check user and password of the Redis URL.",
         ) from error
     except exceptions.NoPermissionError as error:
-        raise StoreError(
-            f"{error}.", where=place(client), next_step="give the ACL user the commands listed in docs/mapping.md."
-        ) from error
+        raise StoreError(f"{str(error).rstrip('.')}.", where=place(client), next_step=_RIGHTS) from error
     except exceptions.ReadOnlyError as error:
         raise StoreError(
             "the server is a read-only replica.", where=place(client), next_step="point the URL at the primary."
         ) from error
     except exceptions.OutOfMemoryError as error:
         raise StoreError(
-            f"{error}.", where=place(client), next_step="raise maxmemory, then run the same command again."
+            "its memory is full (maxmemory is reached) and it refuses writes.",
+            where=place(client),
+            next_step="raise maxmemory there (CONFIG SET, and in its configuration file) or free memory, "
+            "then run the same command again.",
         ) from error
     except exceptions.BusyLoadingError as error:
         raise StoreError(
@@ -75,7 +85,9 @@ def speaking(client: redis.Redis) -> Iterator[None]:
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
         raise StoreError(
-            f"no answer: {error}.", where=place(client), next_step="check host, port and that the server runs."
+            f"no answer: {str(error).rstrip('.')}.",
+            where=place(client),
+            next_step="check host, port and that the server runs; its log says why it ended, if it did.",
         ) from error
     except exceptions.ResponseError as error:
         text = str(error)
@@ -87,11 +99,25 @@ def speaking(client: redis.Redis) -> Iterator[None]:
             ) from error
         if "MISCONF" in text:
             raise StoreError(
-                text,
+                _cannot_save(text),
                 where=place(client),
-                next_step="Redis cannot save to disk: free space there, then run the same command again.",
+                next_step="free space on its disk (CONFIG GET dir names the folder; its log says more); within seconds "
+                "INFO persistence says ok for aof_last_write_status and rdb_last_bgsave_status: then run the same "
+                "command again.",
             ) from error
+        # A right that is missing inside a script has no error of its own; the second wording is of Redis 7.2 and later.
+        if "user executing the script" in text or "ACL failure in script" in text:
+            said = re.split(r",? script: ", text.removeprefix("NOPERM "))[0]
+            raise StoreError(f"{said}.", where=place(client), next_step=_RIGHTS) from error
         raise StoreError(text, where=place(client)) from error
+
+
+def _cannot_save(text: str) -> str:
+    """The server's MISCONF in one sentence."""
+    found = re.search(r"AOF file: (?P<why>[^.]*?)(?: script:|\.|$)", text)
+    if found:
+        return f"it cannot write its append-only file ({found['why']}) and refuses writes."
+    return "its last RDB snapshot failed, so it refuses writes (stop-writes-on-bgsave-error)."
 
 
 class ReadOnlyRedis(redis.Redis):

@@ -24,10 +24,11 @@ from rq.serializers import JSONSerializer, PickleSerializer
 
 from ..core.errors import GenerationMismatch, LeaseLost, StagesGone, StoreError
 from ..core.mapping import TaskMapping
-from ..core.tasks import Home, Lease, Sighting, Staged, Task
+from ..core.tasks import Home, Lease, Sighting, Staged, Task, job_name
 from ..core.verdicts import Check
 from . import rq_scripts
 from .redis_connect import place, speaking
+from .rq_payload import epoch
 
 #: Fields that RQ changes in the life of a job; the digest leaves them out.
 _MUTABLE = frozenset(
@@ -80,6 +81,26 @@ class RqQueues:
         #: The varying fields of the batch staged last: confirming it needs them again.
         self._sent: dict[str, tuple[Task, tuple[bytes, bytes, bytes]]] = {}
         self._prototypes: dict[tuple[str, int], tuple[list[str], list[bytes], list[str]]] = {}
+        #: Ids that were read and that go by another name: no text, too long, unprintable.
+        self._odd: dict[str, bytes] = {}
+
+    # -- ids ----------------------------------------------------------------------------------------------------
+
+    def name(self, raw: bytes) -> str:
+        """What an id that was read from Redis is called everywhere else; :meth:`raw` finds the way back."""
+        name = job_name(raw)
+        if len(name) > 40 and name[-41] == "~":
+            self._odd[name] = raw
+        return name
+
+    def raw(self, name: str) -> bytes:
+        """The id in Redis of what :meth:`name` named."""
+        found = self._odd.get(name)
+        return name.encode() if found is None else found
+
+    def job_key(self, name: str) -> bytes:
+        """The key of a job's hash."""
+        return f"{self.prefix}:job:".encode() + self.raw(name)
 
     # -- the stamp ----------------------------------------------------------------------------------------------
 
@@ -146,7 +167,12 @@ class RqQueues:
         with speaking(self.client):
             return str(self.client.info("server")["run_id"])
 
-    def _script(self, source: str, lease: Lease | None, arguments: Sequence[Any]) -> Any:
+    def call(self, source: str, lease: Lease | None, arguments: Sequence[Any]) -> Any:
+        """Run one of our scripts under a lease (None: one that only reads).
+
+        :raises GenerationMismatch: the stamp of the lease's run is not there
+        :raises LeaseLost: a newer token is there
+        """
         head = [lease.generation, lease.token] if lease else ["", 0]
         with speaking(self.client):
             try:
@@ -158,6 +184,8 @@ class RqQueues:
                 except NoScriptError:
                     return self.client.execute_command("EVAL", source, len(self._keys), *self._keys, *head, *arguments)
             except ResponseError as error:
+                if "SLUICE " not in str(error):
+                    raise  # not our script's word: full memory or a full disk, which `speaking` explains
                 raise self._refusal(str(error), lease) from error
 
     def _refusal(self, text: str, lease: Lease | None) -> Exception:
@@ -211,7 +239,7 @@ class RqQueues:
                     if with_meta:
                         arguments.append(self.serializer.dumps(dict(task.meta)))
                     arguments.extend(values)
-                for task, answer in zip(chunk, self._script(rq_scripts.STAGE, lease, arguments), strict=True):
+                for task, answer in zip(chunk, self.call(rq_scripts.STAGE, lease, arguments), strict=True):
                     if answer == b"M":
                         marked.append(task.job_id)
                     elif answer == b"F":
@@ -292,10 +320,16 @@ class RqQueues:
         """See the port."""
         gone = 0
         for start in range(0, len(job_ids), _CHUNK):
-            gone += int(
-                self._script(rq_scripts.DISCARD, lease, [f"{self.prefix}:job:", *job_ids[start : start + _CHUNK]])
-            )
+            gone += int(self.call(rq_scripts.DISCARD, lease, [f"{self.prefix}:job:", *job_ids[start : start + _CHUNK]]))
         return gone
+
+    def supersede(self, lease: Lease, job_ids: Sequence[str]) -> Sequence[str]:
+        """See the port. A job that has ended, or of which only the marker is left."""
+        freed: list[str] = []
+        for start in range(0, len(job_ids), _JOBS_PER_CALL):
+            arguments = [f"{self.prefix}:", *job_ids[start : start + _JOBS_PER_CALL]]
+            freed += [job_id.decode() for job_id in self.call(rq_scripts.SUPERSEDE, lease, arguments)]
+        return freed
 
     def activate(self, lease: Lease, tasks: Sequence[Task], batch: int) -> int:
         """See the port. One Lua call: status, marker and push or schedule together, for the whole batch.
@@ -319,7 +353,7 @@ class RqQueues:
                 task.queue,
                 "" if task.eta is None or task.eta <= now.timestamp() else math.ceil(task.eta),
             )
-        answer = self._script(rq_scripts.ACTIVATE, lease, arguments)
+        answer = self.call(rq_scripts.ACTIVATE, lease, arguments)
         if len(answer) > 1:
             raise StagesGone(int(answer[0]), [job_id.decode() for job_id in answer[1:]], place(self.client))
         self._activated = batch
@@ -329,7 +363,7 @@ class RqQueues:
         """Take markers back for jobs that are to be placed again after a loss (recover)."""
         gone = 0
         for start in range(0, len(job_ids), _CHUNK):
-            gone += int(self._script(rq_scripts.UNMARK, lease, list(job_ids[start : start + _CHUNK])))
+            gone += int(self.call(rq_scripts.UNMARK, lease, list(job_ids[start : start + _CHUNK])))
         return gone
 
     def clear(self, lease: Lease, jobs: Sequence[tuple[str, str]]) -> None:
@@ -365,7 +399,7 @@ class RqQueues:
         for start in range(0, len(tasks), _CHUNK):
             ids = [job_id for job_id, _ in tasks[start : start + _CHUNK]]
             arguments = [f"{self.prefix}:job:", len(fields), *fields, *ids]
-            for job_id, answer in zip(ids, self._script(rq_scripts.DIGEST, None, arguments), strict=True):
+            for job_id, answer in zip(ids, self.call(rq_scripts.DIGEST, None, arguments), strict=True):
                 result[job_id] = answer.decode()
         return result
 
@@ -381,7 +415,7 @@ class RqQueues:
         with speaking(self.client):
             known = cast("set[bytes]", self.client.smembers(f"{self.prefix}:queues"))
         prefix = f"{self.prefix}:queue:"
-        names = {key.decode().removeprefix(prefix) for key in known}
+        names = {key.decode(errors="backslashreplace").removeprefix(prefix) for key in known}
         return [*self.queues(), *sorted(names - set(self.queues()))]
 
     def census(self) -> Iterator[Sighting]:
@@ -392,7 +426,7 @@ class RqQueues:
                 yield from self._list(f"{self.prefix}:queue:{queue}:intermediate", Home.INTERMEDIATE, queue)
                 for word, home in REGISTRIES.items():
                     for member, _ in self.client.zscan_iter(f"{self.prefix}:{word}:{queue}", count=_CHUNK):
-                        yield Sighting(member.decode().split(":", 1)[0], home, queue)
+                        yield Sighting(self.name(_job_of(member) if word == "wip" else member), home, queue)
             yield from self._hashes()
 
     def _list(self, key: str, home: Home, queue: str) -> Iterator[Sighting]:
@@ -401,7 +435,7 @@ class RqQueues:
         while True:
             chunk = cast("list[bytes]", self.client.lrange(key, end - _CHUNK + 1, end))
             for member in chunk:
-                yield Sighting(member.decode(), home, queue)
+                yield Sighting(self.name(member), home, queue)
             if len(chunk) < _CHUNK:
                 return
             end -= _CHUNK
@@ -419,36 +453,41 @@ class RqQueues:
     def _statuses(self, keys: Sequence[bytes], start: int) -> Iterator[Sighting]:
         if not keys:
             return
-        ours = set(self.queues())
+        ours = {name.encode() for name in self.queues()}
         pipe = self.client.pipeline(transaction=False)
         for key in keys:
             pipe.hmget(key, "status", "origin")
         for key, (status, origin) in zip(keys, pipe.execute(), strict=True):
-            if status is not None and (origin is None or origin.decode() in ours):
-                yield Sighting(key[start:].decode(), "hash", status.decode())
+            if status is not None and (origin is None or origin in ours):
+                yield Sighting(self.name(key[start:]), "hash", status.decode(errors="replace"))
 
     def look(self, job_id: str) -> list[Sighting]:
         """Every sighting of one job, read at this moment in one transaction."""
+        raw: Any = self.raw(job_id)
         with speaking(self.client):
             pipe = self.client.pipeline(transaction=True)
-            pipe.hget(f"{self.prefix}:job:{job_id}", "status")
+            pipe.hget(cast(Any, self.job_key(job_id)), "status")
             names = self.queues()
             for queue in names:
-                pipe.lpos(f"{self.prefix}:queue:{queue}", job_id, count=0)
-                pipe.lpos(f"{self.prefix}:queue:{queue}:intermediate", job_id, count=0)
+                pipe.lpos(f"{self.prefix}:queue:{queue}", raw, count=0)
+                pipe.lpos(f"{self.prefix}:queue:{queue}:intermediate", raw, count=0)
                 pipe.zrange(f"{self.prefix}:wip:{queue}", 0, -1)
                 for word in REGISTRIES:
                     if word != "wip":
-                        pipe.zscore(f"{self.prefix}:{word}:{queue}", job_id)
-            answers = iter(pipe.execute())
+                        pipe.zscore(f"{self.prefix}:{word}:{queue}", raw)
+            # A key of another type is no job; RQ's own lists and registries of another type are an error.
+            status, *others = pipe.execute(raise_on_error=False)
+            for answer in others:
+                if isinstance(answer, Exception):
+                    raise answer
+            status, answers = of_a_key(status), iter(others)
         found = []
-        status = next(answers)
         if status is not None:
-            found.append(Sighting(job_id, "hash", status.decode()))
+            found.append(Sighting(job_id, "hash", status.decode(errors="replace")))
         for queue in names:
             found += [Sighting(job_id, Home.QUEUED, queue) for _ in next(answers) or ()]
             found += [Sighting(job_id, Home.INTERMEDIATE, queue) for _ in next(answers) or ()]
-            if any(member.decode().split(":", 1)[0] == job_id for member in next(answers)):
+            if any(_job_of(member) == raw for member in next(answers)):
                 found.append(Sighting(job_id, Home.STARTED, queue))
             for word, home in REGISTRIES.items():
                 if word != "wip" and next(answers) is not None:
@@ -503,12 +542,11 @@ class RqQueues:
         with speaking(self.client):
             for key in sorted(cast("set[bytes]", self.client.smembers(f"{self.prefix}:workers"))):
                 values = self.client.hmget(key, "last_heartbeat", "queues", "death")
-                heartbeat, queues, death = (v.decode() if isinstance(v, bytes) else "" for v in values)
-                if not heartbeat or death:
-                    continue
-                # A busy worker is heard of at least every 90 s, an idle one every 480 s (RQ 2 and 3).
-                age = now - datetime.strptime(heartbeat, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
-                if age > 490:
+                heartbeat, queues, death = (v.decode(errors="replace") if isinstance(v, bytes) else "" for v in values)
+                heard = epoch(heartbeat.encode())
+                # A busy worker is heard of at least every 90 s, an idle one every 480 s (RQ 2 and 3); one whose
+                # heartbeat cannot be read is not known to live.
+                if heard is None or death or now - heard > 490:
                     continue
                 live += 1
                 for queue in queues.split(","):
@@ -582,6 +620,21 @@ def deflated(payload: bytes) -> bytes:
         payload,
         adler32(payload).to_bytes(4, "big"),
     )
+
+
+def _job_of(member: bytes) -> bytes:
+    """The id in an entry of the registry of started jobs, id:execution, or the entry itself (RQ before 2)."""
+    head, colon, _ = member.rpartition(b":")
+    return head if colon else member
+
+
+def of_a_key(answer: Any) -> Any:
+    """An answer, or None where the key is of another type than a job has; any other error is raised."""
+    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _bytes(value: object) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from ..core.errors import StoreError
 from ..core.verdicts import Check, Verdict
 from ..ports.preparation import Artefact, Progress, Taken
-from .sql_connect import place, reading, speaking
+from .sql_connect import NO_ROOM_NEXT, place, reading, says_full, speaking
 
 DATA = "tables.sql.gz"
 STRUCTURE = "structure.sql.gz"
@@ -36,6 +37,8 @@ _ROWS_PER_BUCKET = 50
 _BUCKETS = (64, 65536)
 #: Buckets looked at row by row in one scan; bounds the memory of that look.
 _CLOSE_LOOK = 2000
+#: How a client's own lines begin; no line of a dump does.
+_REASON = re.compile(r"(ERROR \d+|mariadb|mysql|WARNING)")
 _LONG_TYPES = ("TEXT", "BLOB", "JSON")
 
 Digest = dict[int, tuple[int, int, int]]
@@ -126,14 +129,21 @@ class SqlBackup:
         """Dump, restore into the scratch schema, compare, drop the scratch schema."""
         wanted, outside = self.wanted()
         tables = self._describe(wanted)
-        step = max(self.needed_bytes() or 0, 1)
-        whole = 3 * step  # dump, restore, comparison
+        estimate = max(self.needed_bytes() or 0, 1)
+        size = 0  # of the dump; dump, restore and comparison count as much each
+
+        def dumped(done: int) -> None:
+            nonlocal size
+            size = done
+            progress(done, 3 * max(estimate, done))
+
         checks = [_engines(tables), _outside(outside)]
         settings = folder / _CLIENT_SETTINGS
         settings.unlink(missing_ok=True)  # of a run that was killed
         with self._scratch_schema(run_id) as schema:
             try:
                 _client_settings(settings, self.engine.url)
+                progress(0, 3 * estimate)
                 with _snapshot(self.engine) as before:
                     first = [_digest(before, None, table) for table in tables]
                     data = self._dump(
@@ -143,7 +153,7 @@ class SqlBackup:
                         "rows",
                         ["--skip-triggers"],
                         wanted,
-                        lambda n: progress(min(n, step), whole),
+                        dumped,
                     )
                     options = ["--no-data", "--triggers"]
                     if self.whole_database:
@@ -155,16 +165,15 @@ class SqlBackup:
                         last = [_digest(after, None, table) for table in tables]
                         _client_settings(settings, self.scratch.url)
                         self._restore(
-                            folder / DATA, data.sha256, settings, schema, lambda n: progress(step + min(n, step), whole)
+                            folder / DATA, data.sha256, settings, schema, lambda n: progress(size + n, 3 * size)
                         )
                         with reading(self.scratch) as connection:
-                            checks += [
-                                _compare(table, one, two, (before, after, connection), schema)
-                                for table, one, two in zip(tables, first, last, strict=True)
-                            ]
+                            for number, (table, one, two) in enumerate(zip(tables, first, last, strict=True)):
+                                progress(2 * size + size * number // len(tables), 3 * size)
+                                checks.append(_compare(table, one, two, (before, after, connection), schema))
             finally:
                 settings.unlink(missing_ok=True)
-        progress(whole, whole)
+        progress(3 * size, 3 * size)
         checks.append(
             Check(
                 "backup_sql",
@@ -472,12 +481,17 @@ def _close(stream: IO[bytes]) -> None:
 
 def _ended(child: subprocess.Popen[bytes], complaints: IO[bytes], where: str) -> None:
     status = child.wait()
-    complaints.seek(0)
-    text = complaints.read(4000).decode("utf-8", "replace").strip()
     if status != 0:
+        complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 4000))
+        lines = complaints.read().decode("utf-8", "replace").splitlines()
+        # The client repeats the statement that failed, rows and all, before the line that says why: payloads stay out.
+        text = "; ".join(line[:400] for line in lines if _REASON.match(line)) or "it gave no reason"
         program = Path(str(child.args[0] if isinstance(child.args, list) else child.args)).name
         raise StoreError(
             f"{program} ended with {status}: {text}",
             where=where,
-            next_step="see its message; the rights that the mover needs are in docs/mapping.md.",
+            next_step=NO_ROOM_NEXT
+            if says_full(text)
+            else "see its message, and the log and disk of the database host; the rights that the mover needs are in "
+            "docs/mapping.md.",
         )

@@ -27,7 +27,8 @@ _NOW = {
 class LiveColumn:
     """A column as the database has it.
 
-    ``values`` is the value set of an ENUM, else empty; ``zoned`` is a TIMESTAMP, which is shown in the session's zone.
+    ``values`` is the value set of an ENUM, else empty; ``zoned`` is a TIMESTAMP, which is shown in the session's zone;
+    ``charset`` is the server's name of a text's character set, where it says one.
     """
 
     name: str
@@ -35,6 +36,21 @@ class LiveColumn:
     values: tuple[str, ...]
     nullable: bool
     zoned: bool = False
+    charset: str = ""
+
+    def holds(self, text: str) -> bool:
+        """Whether the column's character set has every character: else it is not even compared with the text."""
+        if text.isascii() or self.charset in ("", "utf8mb4"):
+            return True
+        if self.charset in ("utf8", "utf8mb3"):
+            return max(text) <= "\uffff"
+        try:
+            text.encode("cp1252" if self.charset == "latin1" else self.charset)
+        except UnicodeEncodeError:
+            return False
+        except LookupError:  # a set that only the server knows
+            return True
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,7 @@ def read_table(engine: Engine, name: str) -> LiveTable:
                 f"table '{name}' does not exist.", where=place(engine), next_step="correct source.table in the mapping."
             )
         options = inspector.get_table_options(name)
+        default = next((str(v) for k, v in options.items() if k.endswith("_default charset")), "")
         columns = {}
         for found in inspector.get_columns(name):
             kind = found["type"]
@@ -76,6 +93,7 @@ def read_table(engine: Engine, name: str) -> LiveTable:
                 tuple(getattr(kind, "enums", ())),
                 bool(found["nullable"]),
                 isinstance(kind, sa.types.TIMESTAMP),
+                str(getattr(kind, "charset", None) or getattr(kind, "collation", None) or default).split("_")[0],
             )
         key = tuple(inspector.get_pk_constraint(name)["constrained_columns"])
     engine_name = next((str(v) for k, v in options.items() if k.endswith("_engine")), "InnoDB")
@@ -171,6 +189,18 @@ class Compiler:
             sa.literal_column(f"({now} - INTERVAL {int(plus * 1_000_000)} MICROSECOND)")
             if plus
             else sa.literal_column(now)
+        )
+
+    def at_micros(self, name: str, micros: int) -> sa.ColumnElement[object]:
+        """A moment, in microseconds since the epoch (UTC), as a value of a time column, on that column's clock."""
+        clock = self.clock(name)
+        if clock == "epoch":
+            return sa.literal(micros / 1_000_000)
+        moment = f"(TIMESTAMP'1970-01-01 00:00:00' + INTERVAL {int(micros)} MICROSECOND)"
+        if clock == "utc":
+            return sa.literal_column(moment)
+        return sa.literal_column(
+            f"({moment} + INTERVAL TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), NOW(6)) MICROSECOND)"
         )
 
     def _compare(self, column: sa.ColumnElement[object], condition: Compare) -> Clause:

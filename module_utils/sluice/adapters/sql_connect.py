@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from ..core.errors import StoreError
 
@@ -18,28 +19,50 @@ LOCK_WAIT_SECONDS = 8
 #: Seconds after which MariaDB ends a writing transaction whose client has fallen silent: a frozen mover must not keep
 #: the lease and its rows locked. Shorter than a lock wait, so that whoever takes over gets through at the first try.
 SILENCE_SECONDS = 6
+#: Seconds that a COMMIT may take. MariaDB does not refuse one whose binary log has no room: it waits for somebody to
+#: free space, for ever, and whoever asked would wait as long. Our largest transaction, the baseline, is far below.
+COMMIT_SECONDS = 60.0
 
 _DEADLOCK = 1213
 _DEADLOCKS_BORNE = 5
+_LOCK_WAIT_TIMEOUT = 1205
+#: A frozen mover's transactions are ended one behind the other: one may have waited for another's locks until then.
+_LOCK_WAITS_BORNE = 1
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# InnoDB ends its own server when a rollback finds no room.
+_CLOSED = (
+    "see that the server runs (a full disk may end it: its log says so, and then wants space), "
+    "then run the same command again."
+)
 _ADVICE = {
-    1044: "grant the account the rights listed in docs/mapping.md.",
+    1044: "check the database name of the URL; grant the account the rights listed in docs/mapping.md.",
     1045: "check user and password of the database URL.",
     1049: "check the database name of the URL.",
     1142: "grant the account the rights listed in docs/mapping.md.",
+    1180: "look at the server's log and at the space on its disk, then run the same command again.",
     1205: "another transaction holds the rows; find it with SHOW PROCESSLIST and run the same command again.",
     1213: "run the same command again.",
     1227: "grant the account the rights listed in docs/mapping.md.",
     1290: "the server is read-only: point the URL at the primary.",
-    1021: "free disk space on the database host and run the same command again.",
-    2003: "check host and port of the database URL, and that the server runs.",
-    2006: "the connection was closed: run the same command again.",
-    2013: "the connection was closed: run the same command again.",
+    2003: "check host and port of the database URL, and that the server runs; its log says why it ended, if it did.",
+    2006: _CLOSED,
+    2013: _CLOSED,
     4151: "the account is locked: the side it belongs to is fenced.",
 }
+
+#: The numbers with which a server says that a table, or all of its disk, has no room left, and the operating system's
+#: words for it, inside messages whose number says less (3, 1005, 1030, ...).
+_FULL = re.compile(
+    r"\bERROR (?:20|1021|1114)\b|No space left|Disk quota exceeded|\b(?:error|errno|Errcode):? \"?(?:28|122)\b",
+    re.IGNORECASE,
+)
+NO_ROOM_NEXT = (
+    "free space on the database host, where its data and its temporary files lie (SELECT @@datadir, @@tmpdir; "
+    "df -h, df -i), then run the same command again."
+)
 
 
 def connect(url: str, *, pool_size: int = 4) -> Engine:
@@ -79,6 +102,11 @@ def place(engine: Engine) -> str:
     return f"database {url.database} at {url.host}:{url.port or 3306}"
 
 
+def says_full(text: str) -> bool:
+    """Whether a server's message, in the form ``ERROR <number> <words>``, is about space on its disk."""
+    return _FULL.search(text) is not None
+
+
 def _code(error: exc.DBAPIError) -> int:
     """The server's number for an error, 0 when it has none."""
     args: tuple[object, ...] = getattr(error.orig, "args", ())
@@ -94,6 +122,12 @@ def speaking(engine: Engine) -> Iterator[None]:
         args: tuple[object, ...] = getattr(error.orig, "args", ())
         code = _code(error)
         text = str(args[1]) if len(args) > 1 else str(error.orig)
+        if says_full(f"ERROR {code} {text}"):
+            raise StoreError(
+                f"its disk is full, or a tablespace at its limit: {text} (error {code}).",
+                where=place(engine),
+                next_step=NO_ROOM_NEXT,
+            ) from error
         raise StoreError(f"{text} (error {code})", where=place(engine), next_step=_ADVICE.get(code, "")) from error
 
 
@@ -103,10 +137,11 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     with speaking(engine), engine.connect() as connection:
         bounded = is_mariadb(connection)
         try:
-            with connection.begin():
+            with connection.begin() as begun:
                 if bounded:
                     connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {SILENCE_SECONDS}")
                 yield connection
+                _commit(connection, begun)
             if bounded:
                 # Snapshots that are meant to stay open take their connections from the same pool.
                 connection.exec_driver_sql("SET SESSION idle_transaction_timeout = DEFAULT")
@@ -115,22 +150,50 @@ def transaction(engine: Engine) -> Iterator[Connection]:
             raise
 
 
+def _commit(connection: Connection, begun: RootTransaction) -> None:
+    """Commit, and wait for the answer at most ``COMMIT_SECONDS``.
+
+    :raises StoreError: no answer came; the server may still carry the commit out, as after any lost connection
+    """
+    driver: Any = connection.connection.driver_connection
+    # PyMySQL has no public way to bound one statement; its option read_timeout would bound the long reads as well.
+    before = driver._read_timeout
+    driver._read_timeout = COMMIT_SECONDS
+    try:
+        begun.commit()
+    except exc.DBAPIError as error:
+        if "timed out" not in str(error.orig):
+            raise
+        raise StoreError(
+            f"a COMMIT had no answer within {COMMIT_SECONDS:g} s; so does MariaDB when the disk of its binary log is "
+            "full.",
+            where=place(connection.engine),
+            next_step="look for 'Waiting for someone to free space' in SHOW PROCESSLIST and free space there; MariaDB "
+            "goes on within a minute; then run the same command again.",
+        ) from error
+    finally:
+        driver._read_timeout = before
+
+
 def again_after_deadlock(write: Callable[P, R]) -> Callable[P, R]:
     """Run a method that is one transaction again when the server chose it as a deadlock's victim: nothing of it stands.
 
-    On live traffic that is nobody's fault; after several in a row the error is the operator's to see.
+    On live traffic that is nobody's fault; after several in a row the error is the operator's to see. A lock that was
+    waited for in vain is waited for once more.
     """
 
     @wraps(write)
     def repeated(*arguments: P.args, **named: P.kwargs) -> R:
-        for _ in range(_DEADLOCKS_BORNE):
+        borne = {_DEADLOCK: _DEADLOCKS_BORNE, _LOCK_WAIT_TIMEOUT: _LOCK_WAITS_BORNE}
+        while True:
             try:
                 return write(*arguments, **named)
             except StoreError as error:
                 cause = error.__cause__
-                if not isinstance(cause, exc.DBAPIError) or _code(cause) != _DEADLOCK:
+                code = _code(cause) if isinstance(cause, exc.DBAPIError) else 0
+                if not borne.get(code):
                     raise
-        return write(*arguments, **named)
+                borne[code] -= 1
 
     return repeated
 

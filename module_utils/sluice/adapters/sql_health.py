@@ -234,8 +234,9 @@ def _tables(connection: Connection, database: str, names: Sequence[str]) -> tupl
 def _clock(connection: Connection) -> tuple[float | None, float]:
     connection.execute(sa.text("SELECT 1"))  # the connection is warm now, so the reading is of the clock alone
     began = time.time()
-    value = _asked(connection, "SELECT UNIX_TIMESTAMP(SYSDATE(6))")
+    # Not by way of local time, which has one hour twice in autumn.
+    value = _asked(connection, "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
     ended = time.time()
     if value is None:
         return None, 0.0
-    return float(str(value)) - (began + ended) / 2, (ended - began) / 2
+    return int(str(value)) / 1e6 - (began + ended) / 2, (ended - began) / 2

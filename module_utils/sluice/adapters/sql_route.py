@@ -55,7 +55,7 @@ class SqlRouter:
         self.waiting = waiting or (lambda _seconds: None)
         self.producers = tuple(Account.parse(text) for text in route.producer_accounts)
         columns: list[sa.ColumnClause[Any]] = [
-            sa.column(name) for name in (route.key, route.share, route.polling) if name
+            sa.column(name) for name in (route.key, route.share, route.polling, route.emergency) if name
         ]
         self._row = sa.table(route.table, *columns)
 
@@ -94,6 +94,29 @@ class SqlRouter:
             )
         return self._write(lease, self.route.polling, int(on))
 
+    def read_emergency(self) -> bool | None:
+        """Whether the flag of an emergency is set; None when the mapping names none."""
+        self._require_row()
+        if not self.route.emergency:
+            return None
+        query = sa.select(self._row.c[self.route.emergency]).where(self._row.c[self.route.key] == self.route.key_value)
+        with reading(self.engine) as connection:
+            return bool(connection.scalar(query))
+
+    def set_emergency(self, lease: Lease, on: bool) -> bool:
+        """Send every submission to the source, whatever the share and whether or not the application answers.
+
+        :raises StoreError: the mapping names no such column
+        """
+        self._require_row()
+        if not self.route.emergency:
+            raise StoreError(
+                "the application has no flag for an emergency.",
+                where="mapping.route.emergency",
+                next_step="leave the option out; the share is set anyway.",
+            )
+        return self._write(lease, self.route.emergency, int(on))
+
     def _write(self, lease: Lease, column: str, value: int) -> bool:
         """Set one column under an exclusive lock of the row, in short attempts up to the deadline."""
         until = self.clock.monotonic() + self.deadline
@@ -101,9 +124,11 @@ class SqlRouter:
             try:
                 with transaction(self.engine) as connection, _short_lock_waits(connection):
                     lock_lease(connection, lease)
-                    before = self._found(connection, exclusive=True)
-                    old = before[0] if column == self.route.share else before[1]
-                    if int(old) == value:
+                    self._found(connection, exclusive=True)
+                    old = connection.scalar(
+                        sa.select(self._row.c[column]).where(self._row.c[self.route.key] == self.route.key_value)
+                    )
+                    if old is not None and int(old) == value:
                         return False
                     connection.execute(
                         sa.update(self._row)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -23,6 +25,8 @@ from .sql_connect import place as address
 from .sql_fit import SchemaFit
 
 _IDS = "ids"
+#: An id that a column of whole numbers shows as it is.
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,19})\Z")
 _TASK_IDS = "task_ids"
 #: How many ids are read ahead at once, some MiB of them.
 READ_AHEAD = 50_000
@@ -40,6 +44,18 @@ _LEDGER_AGAIN = (
     "eta = VALUES(eta), digest = VALUES(digest), "
     "reason = VALUES(reason), at = VALUES(at)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What a release writes: which words of the hold go into the row, and which mark into the ledger."""
+
+    words: str  # a field of core.mapping.Hold
+    mark: Mark
+
+
+_AWAY = _Way("moved", Mark.MOVED)
+HOMEWARD = _Way("back", Mark.RETURNED)
 
 
 class SqlTable:
@@ -146,7 +162,7 @@ class SqlTable:
         """Rows that a claim may take from: the place, less what the ledger has already taken (companion holds)."""
         own = self._own(place)
         if self.companion:
-            own = sa.and_(own, ~self._marked(*Mark, among=among))
+            own = sa.and_(own, ~self._marked(*(mark for mark in Mark if mark is not Mark.RETURNED), among=among))
         return sa.and_(own, self._among()) if among else own
 
     def _own_place(self) -> sa.ColumnElement[str]:
@@ -178,6 +194,19 @@ class SqlTable:
 
     def _key(self, task_id: str) -> object:
         return int(task_id) if self._numeric_id else task_id
+
+    def _keys(self, ids: Sequence[str]) -> list[object]:
+        """The keys of ids; without those that the column cannot hold, which have no row."""
+        if self._numeric_id:
+            return [int(i) for i in ids if _NUMBER.match(i)]
+        column = self.live.columns[self.source.columns.id]
+        return [i for i in ids if column.holds(i)]
+
+    def _keys_of(self, connection: Connection, ids: Sequence[str]) -> list[object]:
+        """The keys of the rows that have just these ids: a collation may take others for equal, as it does cases."""
+        wanted = set(ids)
+        found = connection.execute(sa.select(self._id).where(self._among()), {_IDS: self._keys(ids)})
+        return [row[0] for row in found if str(row[0]) in wanted]
 
     def _among(self) -> Clause:
         return self._id.op("IN")(sa.bindparam(_IDS, type_=_Keys()))
@@ -339,7 +368,8 @@ class SqlTable:
             connection.exec_driver_sql(
                 "INSERT INTO sluice_task (`system`, task_id, run_id, mark, token, at) "
                 "VALUES (%s, %s, %s, 'claimed', %s, UTC_TIMESTAMP(6)) "
-                "ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), token = VALUES(token), at = VALUES(at)",
+                "ON DUPLICATE KEY UPDATE run_id = VALUES(run_id), mark = VALUES(mark), token = VALUES(token), "
+                "at = VALUES(at)",
                 [(self.mapping.system, str(key), lease.run_id, lease.token) for key in keys],
             )
             return
@@ -356,6 +386,8 @@ class SqlTable:
         for assignment in assignments:
             if assignment.value == "$token":
                 values[assignment.column] = sa.bindparam("token")
+            elif assignment.value == "$reason":
+                values[assignment.column] = sa.bindparam("reason")
             elif assignment.value == "$null":
                 values[assignment.column] = sa.null()
             elif assignment.value == "$now":
@@ -371,7 +403,7 @@ class SqlTable:
         queues, default_queue, system = target.queues, target.default_queue, self.mapping.system
         tasks: list[Task] = []
         refused: list[Refused] = []
-        plain = (str, int, float, type(None)) if target.serializer == "json" else (str, int, float, type(None), bytes)
+        carried = (str, int, float, type(None)) if target.serializer == "json" else (str, int, float, type(None), bytes)
         for row in rows:
             task_id = str(row[0])
             queue = queues.get(row[1] if type(row[1]) is str else str(row[1]), default_queue)
@@ -379,10 +411,10 @@ class SqlTable:
                 refused.append(Refused(task_id, f"queue value {row[1]!r} is not mapped"))
                 continue
             args = tuple(row[6:])
-            odd = [value for value in args if not isinstance(value, plain)]
+            odd = [value for value in args if not isinstance(value, carried)]
             if odd:
-                converted = tuple(_plain(value) for value in args)
-                if any(not isinstance(value, plain) for value in converted):
+                converted = tuple(plain(value) for value in args)
+                if any(not isinstance(value, carried) for value in converted):
                     refused.append(
                         Refused(task_id, f"an argument of type {type(odd[0]).__name__} cannot be carried as JSON")
                     )
@@ -409,25 +441,30 @@ class SqlTable:
 
     def release(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> Released:
         """See the port. The fast path is one update whose row count must match; else each row is looked at."""
+        return self._let_go(lease, tasks, digests, batch, _AWAY)
+
+    def _let_go(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int, way: _Way) -> Released:
         _ = self.live
         try:
-            self._release_all(lease, tasks, digests, batch)
+            self._release_all(lease, tasks, digests, batch, way)
         except _NotAllOurs:
-            return self._release_ours(lease, tasks, digests, batch)
+            return self._release_ours(lease, tasks, digests, batch, way)
         self._past_return = True  # only once it is committed
         return Released(tasks, ())
 
     @again_after_deadlock
-    def _release_all(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> None:
+    def _release_all(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int, way: _Way) -> None:
         keys = [self._key(task.id) for task in tasks]
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
-            if self._give(connection, lease, keys) != len(keys):
+            if self._give(connection, lease, keys, way) != len(keys):
                 raise _NotAllOurs
-            self._write_ledger(connection, lease, tasks, digests, batch)
+            self._write_ledger(connection, lease, tasks, digests, batch, way.mark)
 
     @again_after_deadlock
-    def _release_ours(self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int) -> Released:
+    def _release_ours(
+        self, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int, way: _Way
+    ) -> Released:
         """The slow path: some rows are no longer ours (cancelled meanwhile)."""
         with transaction(self.engine) as connection:
             lock_lease(connection, lease)
@@ -435,18 +472,18 @@ class SqlTable:
             kept = [(task, digest) for task, digest in zip(tasks, digests, strict=True) if task.id in ours]
             lost = [task for task in tasks if task.id not in ours]
             if kept:
-                given = self._give(connection, lease, [self._key(task.id) for task, _ in kept])
+                given = self._give(connection, lease, [self._key(task.id) for task, _ in kept], way)
                 if given != len(kept):
                     raise MappingError(
                         f"releasing {len(kept)} locked rows changed {given}: "
-                        "'moved' does not change every claimed row.",
-                        where="source.hold.moved",
+                        f"'{way.words}' does not change every claimed row.",
+                        where=f"source.hold.{way.words}",
                     )
-                self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch)
+                self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch, way.mark)
             self._settle(connection, lease, [task.id for task in lost])
             return Released([task for task, _ in kept], lost)
 
-    def _give(self, connection: Connection, lease: Lease, keys: Sequence[object]) -> int:
+    def _give(self, connection: Connection, lease: Lease, keys: Sequence[object], way: _Way) -> int:
         parameters: dict[str, object] = {_IDS: keys, "token": lease.token}
         if self.companion:
             # A join, from the rows by their keys to their marks by theirs: the rows are locked while they are judged.
@@ -460,7 +497,7 @@ class SqlTable:
                     task_table.c.mark == Mark.CLAIMED.value,
                     task_table.c.token == sa.bindparam("held_token"),
                 )
-                .values(mark=Mark.MOVED.value)
+                .values(mark=way.mark.value)
             )
             parameters["held_token"] = lease.token
         else:
@@ -468,7 +505,7 @@ class SqlTable:
             statement = (
                 sa.update(self._clause)
                 .where(self._among(), self._own(Place.CLAIMED), token == sa.bindparam("held_token"))
-                .values(self._values(self.source.hold.moved))
+                .values(self._values(getattr(self.source.hold, way.words)))
             )
             parameters["held_token"] = lease.token
         return int(connection.execute(statement, parameters).rowcount)
@@ -487,12 +524,18 @@ class SqlTable:
         return {str(row[0]) for row in connection.execute(query, {_IDS: keys, "token": lease.token})}
 
     def _write_ledger(
-        self, connection: Connection, lease: Lease, tasks: Sequence[Task], digests: Sequence[str], batch: int
+        self,
+        connection: Connection,
+        lease: Lease,
+        tasks: Sequence[Task],
+        digests: Sequence[str],
+        batch: int,
+        mark: Mark,
     ) -> None:
         # The driver would send row by row, since not every value is a parameter; it still does the quoting.
         quote = connection.connection.driver_connection.escape  # type: ignore[union-attr]
         head = f"({quote(self.mapping.system)},"
-        middle = f",{quote(lease.run_id)},'moved',{lease.token},{batch},"
+        middle = f",{quote(lease.run_id)},'{mark}',{lease.token},{batch},"
         queues = {queue: quote(queue) for queue in {task.queue for task in tasks}}
         rows = []
         for position, (task, digest) in enumerate(zip(tasks, digests, strict=True)):
@@ -568,7 +611,7 @@ class SqlTable:
             still = {str(row[0]) for row in connection.execute(query.with_for_update(), {_IDS: keys})}
             kept = [(t, d) for t, d in zip(tasks, digests, strict=True) if t.id in still]
             if kept:
-                self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch)
+                self._write_ledger(connection, lease, [t for t, _ in kept], [d for _, d in kept], batch, Mark.MOVED)
         return still
 
     # -- holds --------------------------------------------------------------------------------------------------
@@ -611,7 +654,7 @@ class SqlTable:
             if fresh and not self.companion:
                 connection.execute(
                     sa.update(self._clause).where(self._among()).values(self._values(self.source.hold.claim)),
-                    {_IDS: [self._key(i) for i in fresh], "token": lease.token},
+                    {_IDS: self._keys(fresh), "token": lease.token},
                 )
         return len(fresh)
 
@@ -651,7 +694,7 @@ class SqlTable:
                     sa.update(self._clause)
                     .where(self._among())
                     .values(self._values((*self.source.hold.back, *(self.source.hold.requeue if requeue else ())))),
-                    {_IDS: [self._key(i) for i in held], "token": lease.token},
+                    {_IDS: self._keys_of(connection, held), "token": lease.token},
                 )
             if held:
                 connection.execute(
@@ -687,7 +730,7 @@ class SqlTable:
                 _ = self.live
                 connection.execute(
                     sa.update(self._clause).where(self._among()).values(self._values(self.source.hold.fail)),
-                    {_IDS: [self._key(i) for i in held], "token": lease.token},
+                    {_IDS: self._keys_of(connection, held), "token": lease.token, "reason": reason},
                 )
         return len(held)
 
@@ -723,7 +766,7 @@ class SqlTable:
         query = (
             sa.select(self._id, place, sa.func.coalesce(pending, sa.false())).select_from(tables).where(self._among())
         )
-        keys = [self._key(i) for i in ids if not self._numeric_id or i.isdigit()]
+        keys = self._keys(ids)
         found: dict[str, Sighting] = {}
         with reading(self.engine) as connection:
             for start in range(0, len(keys), 1000):
@@ -747,6 +790,42 @@ class SqlTable:
         with reading(self.engine) as connection:
             for row in connection.execute(query):
                 found.setdefault(str(row[0]), {})[row[1]] = int(row[2])
+        return found
+
+    def by_side(self) -> dict[str, dict[str, object]]:
+        """What each side finished and failed so far, and the seconds that its oldest due task has waited.
+
+        Only where the row says whose it is: by the words that the hold gives a moved row and one given back.
+        """
+        _ = self.live
+        back = {a.column: a.value for a in self.source.hold.back}
+        words = [
+            self._clause.c[a.column] == a.value
+            for a in self.source.hold.moved
+            if not str(a.value).startswith("$") and back.get(a.column, a.value) != a.value
+        ]
+        if not words:
+            return {}
+        side = sa.case((sa.and_(*words), "target"), else_="source")
+        place, tables = self._place()
+        since = self.source.columns.available or self.source.columns.created
+        moment = self._compiler.micros(since) if since else sa.null()
+        now = sa.text("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
+        query = (
+            sa.select(side, place, sa.func.count(), sa.func.min(moment), sa.literal_column(str(now)))
+            .select_from(tables)
+            .group_by(sa.text("1"), sa.text("2"))
+        )
+        found: dict[str, dict[str, object]] = {
+            name: {"finished": 0, "failed": 0, "oldest": None} for name in ("source", "target")
+        }
+        with reading(self.engine) as connection:
+            for name, where, number, oldest, moment_now in connection.execute(query):
+                if where in (Place.FINISHED.value, Place.FAILED.value):
+                    found[name][where] = int(number)
+                # A moved row may be due later; one that is says so by a moment ahead.
+                elif where in (Place.READY.value, Place.MOVED.value) and oldest is not None:
+                    found[name]["oldest"] = max(0.0, (int(moment_now) - int(oldest)) / 1e6)
         return found
 
     def head(self, limit: int) -> Sequence[str]:
@@ -784,9 +863,35 @@ class SqlTable:
         _ = self.live
         place, tables = self._place()
         at_source = place.in_([Place.READY.value, Place.DELAYED.value, Place.LEASED.value])
-        query = sa.select(self._id).select_from(tables).where(self._marked(Mark.MOVED), at_source).limit(limit)
+        query = (
+            sa.select(self._id).select_from(tables).where(self._marked(Mark.MOVED), ~self._renewed(), at_source)
+        ).limit(limit)
         with reading(self.engine) as connection:
             return [str(row[0]) for row in connection.execute(query)]
+
+    def _renewed(self) -> Clause:
+        """Made available later than it was moved: a user queued it again, so the row is not an old copy of itself."""
+        available = self.source.columns.available
+        if not available:
+            return sa.false()
+        return sa.exists(
+            sa.select(sa.literal(1)).where(
+                task_table.c.system == self.mapping.system,
+                task_table.c.task_id == self._task_id(),
+                sa.func.timestampdiff(sa.text("MICROSECOND"), sa.text("'1970-01-01'"), task_table.c.at)
+                < self._compiler.micros(available),
+            )
+        ).correlate(self._clause)
+
+    def renewed(self, ids: Sequence[str]) -> set[str]:
+        """Which of these ids were made available anew after the ledger's mark (a retry by a user)."""
+        _ = self.live
+        # A row that the ledger has not marked as moved is no copy of anything: it is new here.
+        moved = self._marked(Mark.MOVED, among=True)
+        query = sa.select(self._id).where(self._among(), sa.or_(self._renewed(), ~moved))
+        with reading(self.engine) as connection:
+            found = connection.execute(query, {_IDS: self._keys(ids), _TASK_IDS: list(ids)})
+            return {str(row[0]) for row in found}
 
     def departed(self, run_id: str) -> int:
         """How many ids of the baseline have no row any more (a table whose rows are deleted on success)."""
@@ -832,7 +937,7 @@ class _NotAllOurs(Exception):
     """Rolls the fast path of a release back: some rows are no longer ours."""
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Values that JSON has no word for, in the form that loses nothing."""
     if isinstance(value, datetime | date):
         return value.isoformat()

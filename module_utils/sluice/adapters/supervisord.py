@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import xmlrpc.client
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import StoreError
 from ..ports.surroundings import Clock, WorkerProcess
+from .processes import (
+    Leftover,
+    Process,
+    Processes,
+    ancestors,
+    ask,
+    end,
+    family_ends_in,
+    left_behind,
+    unproved,
+)
 from .system_clock import SystemClock
 
 _STOPPED, _EXITED, _FATAL = 0, 100, 200
 _ENDED = frozenset({_STOPPED, _EXITED, _FATAL})
+#: Seconds in which supervisord starts what ended, if it is to: it looks once a second, and counts in whole ones.
+_RESTART_SECONDS = 2
 _SUCCESS = 80
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 30.0
@@ -23,17 +37,27 @@ class SupervisordWorkers:
     """See :class:`..ports.surroundings.Supervisor`. A group is one of supervisord's.
 
     supervisord kills what has not ended within its ``stopwaitsecs`` by itself: give the drain's deadline there too.
-    What it killed shows the exit status -1.
+    What it killed shows the exit status -1. What a killed worker left running is found by the variables that
+    supervisord gave the worker and that its children inherit: group, name, and the socket, which no other one has.
 
     :param host: the name under which the processes are reported
     :param deadline: seconds to wait for killed processes to be gone
     """
 
-    def __init__(self, socket_path: str, host: str, *, clock: Clock | None = None, deadline: float = 10.0) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        host: str,
+        *,
+        clock: Clock | None = None,
+        deadline: float = 10.0,
+        processes: Processes | None = None,
+    ) -> None:
         self.socket_path = socket_path
         self.host = host
         self.clock = clock or SystemClock()
         self.deadline = deadline
+        self.processes = processes or Processes()
 
     def list(self, group: str) -> Sequence[WorkerProcess]:
         """The group's processes now.
@@ -85,35 +109,127 @@ class SupervisordWorkers:
         return True
 
     def kill(self, group: str) -> Sequence[WorkerProcess]:
-        """SIGKILL what is left, and wait until it is gone; returns what had to be killed, as it was.
+        """SIGKILL what is left, then what it left behind, until all is gone; returns what was killed, as it was.
 
-        :raises StoreError: a process outlived the signal
+        With a supervisord that does not answer it ends what ``/proc`` shows to be the group's, and then says so.
+
+        :raises StoreError: a process outlived the signal, or supervisord does not answer
         """
-        killed = [process for process in self.list(group) if process.alive]
-        if not killed:
-            return []
-        self._call("stopProcessGroup", group, False)  # so that nothing is started again for having been killed
-        self._call("signalProcessGroup", group, "KILL")
+        family: dict[int, Process] = {}
+        try:
+            killed = self._kill_supervised(group, family)
+        except StoreError as error:
+            self._end_without_supervisord(group, error)
+            raise
+
+        def find() -> Sequence[Leftover]:
+            left = {one.worker.pid: one for one in self._leftovers(group) if not one.worker.unknown}
+            orphans = [left_behind(group, self.host, p) for p in family.values() if self.processes.runs(p)]
+            return [*left.values(), *(one for one in orphans if one.worker.pid not in left)]
+
+        return [*killed, *self._end_leftovers(group, find)]
+
+    def leftovers(self, group: str) -> Sequence[WorkerProcess]:
+        """What dead workers of the group left running: RQ's horses and schedulers outlive a kill -9 of their worker.
+
+        :raises StoreError: supervisord does not answer
+        """
+        return [one.worker for one in self._leftovers(group)]
+
+    def ask_leftovers(self, group: str) -> bool:
+        """SIGTERM to the leftovers that have a handler for it; a horse has none, and finishes its job."""
+        return ask(self._leftovers(group), self.processes)
+
+    def _kill_supervised(self, group: str, family: dict[int, Process]) -> Sequence[WorkerProcess]:
+        """Also fills ``family`` with what those processes had started: a title may have overwritten their variables."""
+        killed: dict[str, WorkerProcess] = {}
         until = self.clock.monotonic() + self.deadline
-        while left := [process.name for process in self.list(group) if process.alive]:
+        while left := [process for process in self.list(group) if process.alive]:
             if self.clock.monotonic() >= until:
                 raise StoreError(
-                    f"{', '.join(left)} outlived SIGKILL for {self.deadline:.0f} s.",
+                    f"{', '.join(process.name for process in left)} outlived SIGKILL for {self.deadline:.0f} s.",
                     where=self._place(),
                     next_step="look at the process on that host; it may wait for a disk.",
                 )
+            killed |= {process.name: process for process in left if process.pid and process.name not in killed}
+            among, mains = self.processes.all(), {process.pid for process in left}
+            family |= {
+                pid: process for pid, process in among.items() if pid not in mains and family_ends_in(pid, mains, among)
+            }
+            # In each round: one that had just ended may have been started again by supervisord itself meanwhile.
+            self._call("stopProcessGroup", group, False)  # so that nothing is started again for having been killed
+            self._call("signalProcessGroup", group, "KILL")
             self.clock.wait(_POLL_SECONDS)
-        return killed
+        return list(killed.values())
+
+    def _end_leftovers(self, group: str, find: Callable[[], Sequence[Leftover]]) -> Sequence[WorkerProcess]:
+        return end(find, self.processes, self.clock, self.deadline, f"{self._place()}, group '{group}'")
+
+    def _end_without_supervisord(self, group: str, error: StoreError) -> None:
+        """Nobody can say which are its own any more, so all of the group's are ended."""
+        if not isinstance(error.__cause__, OSError | http.client.HTTPException):
+            return
+        ended = self._end_leftovers(group, lambda: self._of_group(group, self.processes.all()))
+        if ended:
+            names = ", ".join(process.name for process in ended)
+            raise StoreError(
+                f"{error.what} What /proc showed of '{group}' was killed: {names}.",
+                where=self._place(),
+                next_step=f"{error.next_step} Then run the same command again.",
+            ) from error
+
+    def _leftovers(self, group: str) -> Sequence[Leftover]:
+        """First the processes, then supervisord: what it starts in between is not taken for a leftover."""
+        among = self.processes.all()
+        known = self._call("getAllProcessInfo")
+        daemon = among.get(int(self._call("getPID")))
+        if daemon is None:
+            return [unproved(self.host, f"what '{group}' may have left: its processes cannot be seen from here")]
+        kept = {int(info["pid"]) for info in known if info["pid"]}
+        owners = {among[pid].user for pid in kept if pid in among}
+        above = ancestors(daemon.pid, among)  # what started supervisord is nothing that its workers left
+        strays = {
+            pid: process
+            for pid, process in among.items()
+            if pid not in above and not family_ends_in(pid, kept, among)
+        }
+        found = list(self._of_group(group, strays))
+        for process in strays.values():
+            orphan = process.session not in {0, *among} and process.user in owners
+            if (
+                (orphan or process.session == daemon.session)
+                and process.pid != os.getpid()
+                and self.processes.environment(process) is None
+            ):
+                found.append(unproved(self.host, f"process {process.pid}", process.pid))
+        # What has ended since the first look is no leftover.
+        return [one for one in found if self.processes.look(one.worker.pid) is not None]
+
+    def _of_group(self, group: str, among: Mapping[int, Process]) -> Sequence[Leftover]:
+        """Those that were started for the group by the supervisord of this socket, whoever their parent is now."""
+        mine = ancestors(os.getpid(), self.processes.all())
+        found: list[Leftover] = []
+        for pid, process in sorted(among.items()):
+            variables = self.processes.environment(process) or {}
+            if variables.get("SUPERVISOR_GROUP_NAME") == group and pid not in mine and self._ours(variables):
+                found.append(left_behind(variables.get("SUPERVISOR_PROCESS_NAME", group), self.host, process))
+        return found
+
+    def _ours(self, variables: Mapping[str, str]) -> bool:
+        scheme, _, path = variables.get("SUPERVISOR_SERVER_URL", "").partition("://")
+        return scheme == "unix" and os.path.realpath(path) == os.path.realpath(self.socket_path)
 
     def _process(self, info: dict[str, Any]) -> WorkerProcess:
         state = int(info["state"])
+        # One that has just exited may be started again by itself: supervisord does not say whether it will.
+        ended = state in _ENDED and not (state == _EXITED and info["now"] - info["stop"] < _RESTART_SECONDS)
         return WorkerProcess(
             name=str(info["name"]),
             host=self.host,
             pid=int(info["pid"]),
             state=str(info["statename"]),
-            exit=_exit(info) if state in _ENDED else None,
-            alive=state not in _ENDED,
+            exit=_exit(info) if ended else None,
+            alive=not ended,
         )
 
     def _call(self, method: str, *arguments: object) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ..core.errors import StoreError
 from ..ports.surroundings import Clock, WorkerProcess
+from .processes import Leftover, Processes, ancestors, ask, end, family_ends_in, left_behind, unproved
 from .system_clock import SystemClock
 
 #: Runs an argument list and gives (return code, standard output, standard error).
@@ -14,7 +18,10 @@ Runner = Callable[[Sequence[str]], tuple[int, str, str]]
 
 _PROPERTIES = (
     "Id", "LoadState", "ActiveState", "SubState", "MainPID", "ExecMainCode", "ExecMainStatus", "Result", "FragmentPath",
+    "ControlPID", "ControlGroup",
 )  # fmt: skip
+#: What systemctl leaves out when it is empty, or when it is an old one.
+_PERHAPS = frozenset({"FragmentPath", "ControlPID", "ControlGroup"})
 _ALIVE = frozenset({"active", "reloading", "activating", "deactivating", "refreshing", "maintenance"})
 _CODE_EXITED = 1
 _SIGKILL = 9
@@ -44,8 +51,12 @@ class SystemdWorkers:
     systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the fence at
     the store is what holds.
 
+    What a unit's dead main process left running (``KillMode=process`` or ``mixed``, or until its stop has ended) is
+    still in the unit's control group.
+
     :param units: group -> unit names, e.g. ``{"legacy": ["captions-legacy@1.service"]}``
     :param deadline: seconds to wait for killed units to be gone
+    :param cgroups: where the control groups are mounted
     """
 
     def __init__(
@@ -56,12 +67,17 @@ class SystemdWorkers:
         runner: Runner = run_command,
         clock: Clock | None = None,
         deadline: float = 15.0,
+        processes: Processes | None = None,
+        cgroups: Path = Path("/sys/fs/cgroup"),
     ) -> None:
         self.units = {group: tuple(_full(name) for name in names) for group, names in units.items()}
         self.host = host
         self.runner = runner
         self.clock = clock or SystemClock()
         self.deadline = deadline
+        self.processes = processes or Processes()
+        # The older layouts have a hierarchy of systemd's own beside those of the controllers.
+        self.cgroups = cgroups / "systemd" if (cgroups / "systemd").is_dir() else cgroups
 
     def list(self, group: str) -> Sequence[WorkerProcess]:
         """The group's units now, one process each.
@@ -109,14 +125,28 @@ class SystemdWorkers:
         return True
 
     def kill(self, group: str) -> Sequence[WorkerProcess]:
-        """SIGKILL every process of the units that are left, and wait until they are gone; returns what was killed.
+        """SIGKILL every process of the units that are left, leftovers too, until they are gone; returns those killed.
 
-        :raises StoreError: a unit outlived the signal
+        :raises StoreError: a unit or a process outlived the signal
         """
         killed = [process for process in self.list(group) if process.alive]
-        if not killed:
-            return []
-        names = [process.name for process in killed]
+        if killed:
+            self._kill_units(group, [process.name for process in killed])
+        where = f"{self._place()}, group '{group}'"
+        return [*killed, *end(lambda: self._leftovers(group), self.processes, self.clock, self.deadline, where)]
+
+    def leftovers(self, group: str) -> Sequence[WorkerProcess]:
+        """What is in the units' control groups and was not started by their main processes of now.
+
+        :raises StoreError: systemd does not answer, or knows no such unit
+        """
+        return [one.worker for one in self._leftovers(group)]
+
+    def ask_leftovers(self, group: str) -> bool:
+        """SIGTERM to the leftovers that have a handler for it; a horse has none, and finishes its job."""
+        return ask(self._leftovers(group), self.processes)
+
+    def _kill_units(self, group: str, names: Sequence[str]) -> None:
         self._systemctl("stop", "--no-block", "--", *names)  # so that Restart= does not start it again
         self._systemctl("kill", "--signal=KILL", "--", *names)
         until = self.clock.monotonic() + self.deadline
@@ -128,7 +158,43 @@ class SystemdWorkers:
                     next_step="look at 'systemctl status' on that host; a process may wait for a disk.",
                 )
             self.clock.wait(_POLL_SECONDS)
-        return killed
+
+    def _leftovers(self, group: str) -> Sequence[Leftover]:
+        """First the processes, then the units: what systemd starts in between is not taken for a leftover."""
+        groups = {unit["Id"]: unit["ControlGroup"] for unit in self._show(group)}
+        inside: dict[str, set[int]] = {}
+        found: list[Leftover] = []
+        for name, path in groups.items():
+            try:
+                inside[name] = self._pids(name, path)
+            except OSError as error:
+                found.append(unproved(self.host, f"what {name} may have left: {error.filename} cannot be read"))
+        if not any(inside.values()):
+            return found
+        among = self.processes.all()
+        mine = ancestors(os.getpid(), among)
+        for unit in self._show(group):
+            kept = {int(unit[key] or 0) for key in ("MainPID", "ControlPID")} - {0}
+            if not kept and unit["ActiveState"] in _ALIVE - {"deactivating"}:
+                continue  # it runs without a main process that systemd knows: all of them are the unit's own
+            for pid in sorted(inside.get(unit["Id"], set()) - mine):
+                process = self.processes.look(pid)
+                if process is not None and not family_ends_in(pid, kept, among):
+                    found.append(left_behind(unit["Id"], self.host, process))
+        return found
+
+    def _pids(self, name: str, path: str) -> set[int]:
+        """The processes in a unit's control group and below it."""
+        if not self.cgroups.is_dir():
+            raise FileNotFoundError(2, "not mounted", str(self.cgroups))
+        # A unit that systemd has forgotten names no control group; what it left is still in the one of its name.
+        places = [self.cgroups / path.lstrip("/")] if path else [*_named(self.cgroups, name)]
+        pids: set[int] = set()
+        for place in places:
+            for folder, _, files in os.walk(place):
+                if "cgroup.procs" in files:
+                    pids |= _numbers(Path(folder) / "cgroup.procs")
+        return pids
 
     def _show(self, group: str) -> Sequence[Mapping[str, str]]:
         names = self.units.get(group, ())
@@ -142,7 +208,7 @@ class SystemdWorkers:
         blocks = [
             dict(line.partition("=")[::2] for line in block.splitlines()) for block in answer.strip().split("\n\n")
         ]
-        if len(blocks) != len(names) or any(set(_PROPERTIES) - set(block) - {"FragmentPath"} for block in blocks):
+        if len(blocks) != len(names) or any(set(_PROPERTIES) - set(block) - _PERHAPS for block in blocks):
             raise StoreError("the answer of systemctl show cannot be read.", where=self._place())
         missing = [block["Id"] for block in blocks if block["LoadState"] not in ("loaded", "masked")]
         if missing:
@@ -151,7 +217,7 @@ class SystemdWorkers:
                 where=self._place(),
                 next_step="correct the units in the inventory.",
             )
-        return [{"FragmentPath": "", **block} for block in blocks]
+        return [{**dict.fromkeys(_PERHAPS, ""), **block} for block in blocks]
 
     def _process(self, unit: Mapping[str, str]) -> WorkerProcess:
         alive = unit["ActiveState"] in _ALIVE
@@ -176,6 +242,25 @@ class SystemdWorkers:
 
     def _place(self) -> str:
         return f"systemd of {self.host}"
+
+
+def _numbers(file: Path) -> set[int]:
+    """The process ids in a control group; 0 stands for one in another namespace."""
+    try:
+        return {int(line) for line in file.read_text(encoding="ascii").split()} - {0}
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return set()  # the group was removed meanwhile, so it was empty
+        raise
+
+
+def _named(folder: Path, name: str) -> Iterator[Path]:
+    """Control groups of a unit's name, below slices only: a container's have the same names inside its scope."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name == name:
+            yield entry
+        elif entry.name.endswith(".slice") and entry.is_dir():
+            yield from _named(entry, name)
 
 
 def _full(name: str) -> str:

@@ -142,7 +142,7 @@ def _given(seen: Evidence, rules: Rules) -> Account:
         if rules.forgets and seen.marked:
             return Account(seen.id, Term.DEPARTED)
         return _fault(seen, "moved, and missing at the target")
-    if seen.mark is Mark.SETTLED or seen.baseline:
+    if seen.mark in (Mark.SETTLED, Mark.RETURNED) or seen.baseline:
         return Account(seen.id, Term.DEPARTED)  # that it does not grow after the fence is the service's check
     return _fault(seen, "known, and found nowhere")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from .errors import SluiceError
 
@@ -46,7 +47,8 @@ def merge(text: str, values: Mapping[str, str]) -> str:
 
     An assignment that already has the value is left as it is written. Setting the same again gives the same text.
 
-    :raises SluiceError: a key is not a name, or no notation for its value is read alike by every reader
+    :raises SluiceError: a key is not a name, no notation for its value is read alike by every reader, or a quote that
+        another line leaves open would take ours in
     """
     for key, value in values.items():
         _check_key(key)
@@ -65,19 +67,26 @@ def merge(text: str, values: Mapping[str, str]) -> str:
             kept.append(piece if same else piece.with_value(wanted))
     result = "".join(piece.text for piece in kept)
     missing = [key for key in values if key not in seen]
-    if not missing:
-        return result
-    end = "\r\n" if "\r\n" in text else "\n"
-    if result and not result.endswith("\n"):
-        result += end
-    return result + "".join(f"{key}={_written(key, values[key])}{end}" for key in missing)
+    if missing:
+        end = "\r\n" if "\r\n" in text else "\n"
+        if result and not result.endswith("\n"):
+            result += end
+        result += "".join(f"{key}={_written(key, values[key])}{end}" for key in missing)
+    _check_kept(text, result, values)
+    written = read(result)
+    for key, value in values.items():
+        if written.get(key) != value or count(result, key) != 1:
+            raise _open_quote(key)
+    return result
 
 
 def remove(text: str, keys: Collection[str]) -> str:
     """Take every assignment of ``keys`` out, with the whole of its lines; nothing else changes."""
     for key in keys:
         _check_key(key)
-    return "".join(piece.text for piece in _pieces(text) if piece.key not in keys)
+    result = "".join(piece.text for piece in _pieces(text) if piece.key not in keys)
+    _check_kept(text, result, keys)
+    return result
 
 
 def read(text: str) -> dict[str, str]:
@@ -116,6 +125,25 @@ def masked_change(before: str, after: str, keys: Collection[str], secret_keys: C
         if copies > 1:
             lines[0].append(f"{key} is assigned {copies} times\n")
     return "".join(lines[0]), "".join(lines[1])
+
+
+def _check_kept(before: str, after: str, keys: Collection[str]) -> None:
+    """Every line that is not ours must mean what it meant: a quote that one leaves open can swallow what follows it.
+
+    :raises SluiceError: it would not
+    """
+    old, new = ([(p.key, p.text.rstrip("\r\n")) for p in _pieces(t) if p.key not in keys] for t in (before, after))
+    for was, now in zip_longest(old, new):
+        if was != now:
+            raise _open_quote((was or now or ("",))[0] or "a line that is not ours")
+
+
+def _open_quote(key: str) -> SluiceError:
+    return SluiceError(
+        f"a quote is opened and not closed, so that {key} would be read differently after the change.",
+        where=".env",
+        next_step="close the quote in the file, then run the same command again.",
+    )
 
 
 def _pieces(text: str) -> Iterator[_Piece]:
@@ -196,6 +224,8 @@ def _written(key: str, value: str) -> str:
     """The notation of a value which shells, systemd and the usual libraries read alike: no escapes in it."""
     if any(character in value for character in "\n\r\0"):
         reason = "a line break or NUL"
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        reason = "half a surrogate pair"
     elif _PLAIN.match(value):
         return value
     elif "\\" in value or "${" in value:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Characters of one part of a message: enough for every list that we print, too little for a value of megabytes.
+_LONGEST = 4000
+
 
 class SluiceError(Exception):
     """A refusal or failure with one message for the operator.
@@ -10,14 +13,20 @@ class SluiceError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:
-        self.what = what
-        self.where = where
-        self.next_step = next_step
+        self.what = _printable(what)
+        self.where = _printable(where)
+        self.next_step = _printable(next_step)
         super().__init__(str(self))
 
     def __str__(self) -> str:
         text = self.what if not self.where else f"{self.where}: {self.what}"
         return text if not self.next_step else f"{text} Next: {self.next_step}"
+
+
+def _printable(text: str) -> str:
+    """A message as every screen and log takes it: half a surrogate pair is escaped, a very long one is cut."""
+    short = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    return short if short.isascii() else short.encode("utf-8", "backslashreplace").decode()
 
 
 class MappingError(SluiceError):

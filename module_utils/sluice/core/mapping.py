@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import conditions
-from .conditions import IDENTIFIER, Condition, Scalar
+from .conditions import IDENTIFIER, Condition, Scalar, shown
 from .errors import MappingError
 from .tasks import Place
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,120}\Z")
+#: It goes into patterns of ACL rules and of SCAN, where * ? [ ] and spaces would widen what is ours.
+KEY_PREFIX = re.compile(r"[A-Za-z0-9_.{}:-]{1,100}\Z")
 
 #: The order in which the source's predicates are tried is no matter: exactly one must hold.
 SOURCE_PLACES = (
@@ -42,7 +44,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """``column = value``; the words ``$now``, ``$token`` and ``$null`` stand for themselves."""
+    """``column = value``; the words ``$now``, ``$token``, ``$null`` and ``$reason`` stand for themselves."""
 
     column: str
     value: Scalar
@@ -57,7 +59,8 @@ class Hold:
     moved: tuple[Assignment, ...] = ()
     back: tuple[Assignment, ...] = ()
     requeue: tuple[Assignment, ...] = ()  # an operator's word that a held task has not run
-    fail: tuple[Assignment, ...] = ()  # an operator's word that a held task shall not run
+    fail: tuple[Assignment, ...] = ()  # a task shall not run any more: by an operator, or as it failed at the target
+    cancel: tuple[Assignment, ...] = ()  # it was cancelled at the target
     token_column: str = ""
 
 
@@ -132,6 +135,7 @@ class Route:
     key: str = ""
     key_value: Scalar = None
     polling: str = ""
+    emergency: str = ""  # a column that sends every submission to the source, whatever the share
     barrier: str = "shared_lock"  # shared_lock | timeout
     producer_timeout: float = 30.0
     producer_accounts: tuple[str, ...] = ()
@@ -204,7 +208,7 @@ def _source(data: Mapping[str, object]) -> Source:
         where,
     )
     if data.get("kind", "sql_table") != "sql_table":
-        raise MappingError(f"kind {data.get('kind')!r} is not known; use sql_table.", where=f"{where}.kind")
+        raise MappingError(f"kind {shown(data.get('kind'))} is not known; use sql_table.", where=f"{where}.kind")
     columns_data = _table(data.get("columns"), f"{where}.columns")
     _known(columns_data, set(Columns.__dataclass_fields__), f"{where}.columns")
     columns = (
@@ -230,7 +234,9 @@ def _source(data: Mapping[str, object]) -> Source:
     clocks = {}
     for column, clock in _table(data.get("clocks", {}), f"{where}.clocks").items():
         if clock not in ("utc", "local", "epoch"):
-            raise MappingError(f"'{clock}' is not a clock; use utc, local or epoch.", where=f"{where}.clocks.{column}")
+            raise MappingError(
+                f"'{_said(clock)}' is not a clock; use utc, local or epoch.", where=f"{where}.clocks.{column}"
+            )
         clocks[_identifier(column, f"{where}.clocks")] = str(clock)
     witness = _table(data.get("witness", {}), f"{where}.witness")
     _known(witness, {"started", "ended"}, f"{where}.witness")
@@ -269,14 +275,18 @@ def _order(item: object, where: str) -> Order:
     data = _table(item, where)
     _known(data, {"column", "descending", "first"}, where)
     first = data.get("first", ())
-    if not isinstance(first, Sequence) or isinstance(first, str):
+    if not isinstance(first, Sequence) or isinstance(first, str | bytes):
         raise MappingError("'first' must be a list of values, the first to be claimed first.", where=where)
-    return Order(_identifier(data.get("column"), where), _flag(data, "descending", False, where), tuple(first))
+    return Order(
+        _identifier(data.get("column"), where),
+        _flag(data, "descending", False, where),
+        tuple(conditions.scalar(value, where) for value in first),
+    )
 
 
 def _hold(data: Mapping[str, object]) -> Hold:
     where = "source.hold"
-    _known(data, {"kind", "claim", "moved", "back", "requeue", "fail", "token_column"}, where)
+    _known(data, {"kind", "claim", "moved", "back", "requeue", "fail", "cancel", "token_column"}, where)
     kind = data.get("kind")
     if kind == "companion":
         if set(data) != {"kind"}:
@@ -288,19 +298,20 @@ def _hold(data: Mapping[str, object]) -> Hold:
     token_column = _identifier(data.get("token_column"), f"{where}.token_column")
     if not any(a.column == token_column and a.value == "$token" for a in parts["claim"]):
         raise MappingError(f"'claim' must set {token_column}: $token, for the compare-and-set.", where=where)
-    for word in ("requeue", "fail"):
-        parts[word] = _assignments(data[word], f"{where}.{word}") if word in data else ()
-    return Hold("columns", parts["claim"], parts["moved"], parts["back"], parts["requeue"], parts["fail"], token_column)
+    for word in ("requeue", "fail", "cancel"):
+        parts[word] = _assignments(data[word], f"{where}.{word}", reason=word != "requeue") if word in data else ()
+    return Hold("columns", token_column=token_column, **parts)
 
 
-def _assignments(data: object, where: str) -> tuple[Assignment, ...]:
+def _assignments(data: object, where: str, *, reason: bool = False) -> tuple[Assignment, ...]:
+    words = ("$now", "$token", "$null", *(["$reason"] if reason else []))
     found = []
     for column, value in _table(data, where).items():
-        if value is not None and not isinstance(value, str | int | float | bool):
-            raise MappingError(f"{value!r} is not a plain value.", where=f"{where}.{column}")
-        if isinstance(value, str) and value.startswith("$") and value not in ("$now", "$token", "$null"):
-            raise MappingError(f"{value} is not known; use $now, $token or $null.", where=f"{where}.{column}")
-        found.append(Assignment(_identifier(column, where), value))
+        plain = None if value is None else conditions.scalar(value, f"{where}.{column}")
+        if isinstance(value, str) and value.startswith("$") and value not in words:
+            known = f"{', '.join(words[:-1])} or {words[-1]}"
+            raise MappingError(f"{value} is not known; use {known}.", where=f"{where}.{column}")
+        found.append(Assignment(_identifier(column, where), plain))
     if not found:
         raise MappingError("needs at least one column.", where=where)
     return tuple(found)
@@ -328,7 +339,7 @@ def _claimer(item: object, where: str) -> Claimer:
 
 def _account(value: object, where: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}@[A-Za-z0-9_.:%-]{1,200}", value):
-        raise MappingError(f"{value!r} is not an account; write user@host.", where=where)
+        raise MappingError(f"{shown(value)} is not an account; write user@host.", where=where)
     return value
 
 
@@ -341,7 +352,7 @@ def _target(data: Mapping[str, object]) -> Target:
         where,
     )  # fmt: skip
     if data.get("kind", "rq") != "rq":
-        raise MappingError(f"kind {data.get('kind')!r} is not known; use rq.", where=f"{where}.kind")
+        raise MappingError(f"kind {shown(data.get('kind'))} is not known; use rq.", where=f"{where}.kind")
     queues = {}
     for value, name in _table(data.get("queues", {}), f"{where}.queues").items():
         queues[str(value)] = _queue(name, f"{where}.queues.{value}")
@@ -353,10 +364,10 @@ def _target(data: Mapping[str, object]) -> Target:
     function = _text(data, "function", where)
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", function):
         raise MappingError(f"'{function}' is not a dotted Python name.", where=f"{where}.function")
-    serializer = str(data.get("serializer", "json"))
+    serializer = _said(data.get("serializer", "json"))
     if serializer not in ("json", "pickle"):
         raise MappingError(f"'{serializer}' is not known; use json or pickle.", where=f"{where}.serializer")
-    retries = str(data.get("retries", "application"))
+    retries = _said(data.get("retries", "application"))
     if retries not in ("application", "carry"):
         raise MappingError("must be 'application' or 'carry'.", where=f"{where}.retries")
     timeouts = {}
@@ -364,6 +375,10 @@ def _target(data: Mapping[str, object]) -> Target:
         timeouts[_queue(name, f"{where}.timeouts")] = _seconds(seconds, f"{where}.timeouts.{name}")
     opaque = data.get("opaque", "")
     key_prefix = _text(data, "key_prefix", where) if "key_prefix" in data else "rq"
+    if not KEY_PREFIX.match(key_prefix):
+        raise MappingError(
+            f"'{key_prefix}' cannot begin a key; use letters, digits and _ . : - {{ }}.", where=f"{where}.key_prefix"
+        )
     return Target(
         queues=queues,
         default_queue=str(default_queue),
@@ -392,9 +407,7 @@ def _route(data: object) -> Route:
     if data is None:
         return Route("none")
     table = _table(data, where)
-    _known(
-        table, {"kind", "table", "share", "key", "polling", "barrier", "producer_timeout", "producer_accounts"}, where
-    )
+    _known(table, {"kind", *Route.__dataclass_fields__} - {"key_value"}, where)
     kind = table.get("kind", "sql_row")
     accounts = tuple(
         _account(a, f"{where}.producer_accounts")
@@ -406,22 +419,23 @@ def _route(data: object) -> Route:
     if kind == "none":
         return Route("none", producer_accounts=accounts, barrier="timeout", producer_timeout=float(timeout))
     if kind != "sql_row":
-        raise MappingError(f"kind {kind!r} is not known; use sql_row or none.", where=f"{where}.kind")
+        raise MappingError(f"kind {shown(kind)} is not known; use sql_row or none.", where=f"{where}.kind")
     key, key_value = _single_key(table.get("key"), f"{where}.key")
-    barrier = str(table.get("barrier", "shared_lock"))
+    barrier = _said(table.get("barrier", "shared_lock"))
     if barrier not in ("shared_lock", "timeout"):
         raise MappingError("must be 'shared_lock' or 'timeout'.", where=f"{where}.barrier")
-    polling = table.get("polling", "")
+    switches = {word: table.get(word, "") for word in ("polling", "emergency")}
     return Route(
         "sql_row",
         _identifier(table.get("table"), f"{where}.table"),
         _identifier(table.get("share"), f"{where}.share"),
         key,
         key_value,
-        _identifier(polling, f"{where}.polling") if polling else "",
-        barrier,
-        float(timeout),
-        accounts,
+        barrier=barrier,
+        producer_timeout=float(timeout),
+        producer_accounts=accounts,
+        polling=_identifier(switches["polling"], f"{where}.polling") if switches["polling"] else "",
+        emergency=_identifier(switches["emergency"], f"{where}.emergency") if switches["emergency"] else "",
     )
 
 
@@ -448,9 +462,7 @@ def _intake(data: object) -> Intake | None:
 
 
 def _plain(value: object) -> Scalar:
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise MappingError(f"{value!r} is not a plain value.")
+    return None if value is None else conditions.scalar(value, "intake")
 
 
 def _single_key(data: object, where: str) -> tuple[str, Scalar]:
@@ -459,18 +471,23 @@ def _single_key(data: object, where: str) -> tuple[str, Scalar]:
         raise MappingError("needs exactly one column and its value, e.g. {id: 1}.", where=where)
     [(column, value)] = table.items()
     if not isinstance(value, str | int):
-        raise MappingError(f"{value!r} is not a plain value.", where=where)
-    return _identifier(column, where), value
+        raise MappingError(f"{shown(value)} is not a plain value.", where=where)
+    return _identifier(column, where), conditions.scalar(value, where)
 
 
 def _table(data: object, where: str) -> Mapping[str, object]:
     if not isinstance(data, Mapping):
         raise MappingError("is missing or is not a table of words.", where=where)
-    return {str(key): value for key, value in data.items()}
+    return {_said(key): value for key, value in data.items()}
+
+
+def _said(value: object) -> str:
+    """A word as it is, or what stands in its place."""
+    return value if isinstance(value, str) else shown(value)
 
 
 def _list(data: object, where: str) -> Sequence[object]:
-    if not isinstance(data, Sequence) or isinstance(data, str):
+    if not isinstance(data, Sequence) or isinstance(data, str | bytes):
         raise MappingError("is missing or is not a list.", where=where)
     return data
 
@@ -485,7 +502,7 @@ def _text(data: Mapping[str, object], word: str, where: str) -> str:
     value = data.get(word)
     if not isinstance(value, str) or not value:
         raise MappingError("is missing or is not text.", where=f"{where}.{word}")
-    return value
+    return str(conditions.scalar(value, f"{where}.{word}"))
 
 
 def _flag(data: Mapping[str, object], word: str, default: bool, where: str) -> bool:
@@ -503,13 +520,13 @@ def _seconds(value: object, where: str) -> int:
 
 def _queue(value: object, where: str) -> str:
     if not isinstance(value, str) or not QUEUE_NAME.match(value):
-        raise MappingError(f"{value!r} is not a queue name.", where=where)
+        raise MappingError(f"{shown(value)} is not a queue name.", where=where)
     return value
 
 
 def _identifier(value: object, where: str) -> str:
     if not isinstance(value, str) or not IDENTIFIER.match(value):
-        raise MappingError(f"{value!r} is not the name of a table or column.", where=where)
+        raise MappingError(f"{shown(value)} is not the name of a table or column.", where=where)
     return value
 
 

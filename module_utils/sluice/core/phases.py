@@ -60,6 +60,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
         {
             Phase.VERIFIED,  # the balance holds, by identity
             Phase.FENCED,  # a straggler reopened the transfer
+            Phase.ROUTED,  # the partial way back: the source is let in again
             Phase.ROLLED_BACK,  # a rollback run took everything home
         }
     ),
@@ -67,6 +68,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
         {
             Phase.VALIDATED,  # every success criterion has a value
             Phase.FENCED,  # a straggler, or a store that lost data, reopened the transfer
+            Phase.ROUTED,  # the partial way back: the source is let in again
             Phase.ROLLED_BACK,  # a rollback run took everything home
         }
     ),
@@ -74,6 +76,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
         {
             Phase.CLEANED,  # stability time over, holds decided
             Phase.FENCED,  # a straggler was found late
+            Phase.ROUTED,  # the partial way back: the source is let in again
             Phase.ROLLED_BACK,  # a rollback run took everything home
         }
     ),
@@ -116,9 +119,21 @@ def require_transition(current: Phase, wanted: Phase) -> None:
         )
 
 
-#: The gates that must stand as passed in the ledger before a run may enter a phase.
+def ended_by_rollback(current: Phase, *, released: bool) -> Phase:
+    """How a run ends that another one has taken back; one that had released nothing has aborted."""
+    return Phase.ROLLED_BACK if released or Phase.ROLLED_BACK in TRANSITIONS[current] else Phase.ABORTED
+
+
+class Direction(enum.StrEnum):
+    """Which end of the mapping a run leaves."""
+
+    FORWARD = "forward"  # leaves the table, goes to the queues
+    BACK = "back"  # leaves the queues, comes home to the table
+
+
+#: The gates that must stand as passed in the ledger before a forward run may enter a phase.
 REQUIRED_GATES: dict[Phase, tuple[str, ...]] = {
-    Phase.PREPARED: ("preflight", "accounts", "backups", "probe", "baseline"),
+    Phase.PREPARED: ("preflight", "accounts", "backups", "probe", "round trip", "baseline"),
     Phase.HYBRID: ("route", "soak"),
     Phase.ROUTED: ("workers", "route"),
     Phase.FENCED: ("polling", "drain", "fence source"),
@@ -128,12 +143,30 @@ REQUIRED_GATES: dict[Phase, tuple[str, ...]] = {
     Phase.CLEANED: ("stability", "archive"),
 }
 
+#: The same for a run that goes back.
+BACK_GATES: dict[Phase, tuple[str, ...]] = {
+    Phase.PREPARED: ("evidence",),
+    Phase.ROUTED: ("route",),
+    Phase.FENCED: ("drain", "fence target"),
+    Phase.TRANSFERRED: ("transfer",),
+    Phase.VERIFIED: ("balance",),
+    Phase.VALIDATED: ("intake", "canaries", "user constraint"),
+    Phase.CLEANED: ("reconciled", "archive"),
+}
+
+
+def gates_before(direction: str, phase: Phase) -> tuple[str, ...]:
+    """The gates that a run of this direction needs before it may enter a phase."""
+    return (BACK_GATES if direction == Direction.BACK else REQUIRED_GATES)[phase]
+
+
 #: Verdicts about the present expire: seconds for which a recorded gate may still open a phase.
 GATE_LIFETIME: dict[str, float] = {
     "preflight": 4 * 3600,
     "accounts": 4 * 3600,
     "backups": 24 * 3600,
     "probe": 4 * 3600,
+    "round trip": 4 * 3600,
     "baseline": 4 * 3600,
     "soak": 24 * 3600,
     "workers": 900,
@@ -151,4 +184,7 @@ GATE_LIFETIME: dict[str, float] = {
     "observation": 1800,
     "stability": 900,
     "archive": 900,
+    "evidence": 4 * 3600,
+    "fence target": 900,
+    "reconciled": 900,
 }

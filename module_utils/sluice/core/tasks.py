@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 #: What RQ takes as a job id (RQ 2.8 and later; others kill its workers).
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,180}\Z")
+_JOB_ID_BYTES = re.compile(rb"[A-Za-z0-9_-]{1,180}\Z")
+#: How the name of an id ends that is not its own name.
+_NAMED = re.compile(r"~[0-9a-f]{40}\Z")
+#: Characters of an id that the ledger's column takes.
+LONGEST_ID = 190
 
 
 def job_id_for(system: str, task_id: str) -> str:
@@ -21,6 +26,23 @@ def job_id_for(system: str, task_id: str) -> str:
     if _JOB_ID.match(task_id):
         return task_id
     return f"{system}-{hashlib.sha1(task_id.encode(), usedforsecurity=False).hexdigest()}"
+
+
+def job_name(raw: bytes) -> str:
+    """The id of a job as text that every store, log and screen takes; two ids never have one name.
+
+    It is the id itself, unless that is no UTF-8, cannot be printed, ends in a space (which SQL does not see) or is
+    longer than the ledger's column. Such an id, which no task and no valid job has, is named by what of it can be
+    shown, and its digest.
+    """
+    if _JOB_ID_BYTES.match(raw):
+        return raw.decode()
+    text = raw.decode("utf-8", "backslashreplace")
+    fits = 0 < len(text) <= LONGEST_ID and text.isprintable() and text[-1] != " " and not _NAMED.search(text)
+    if fits and text.encode() == raw:
+        return text
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:120])[:120]
+    return f"{shown}~{hashlib.sha1(raw, usedforsecurity=False).hexdigest()}"
 
 
 class Place(enum.StrEnum):
@@ -59,6 +81,7 @@ class Mark(enum.StrEnum):
 
     CLAIMED = "claimed"  # companion hold of a run in progress
     MOVED = "moved"  # released by the source; custody passed
+    RETURNED = "returned"  # brought home by a rollback: the row's own words count again
     HELD = "held"  # given to nobody until an operator decides
     SETTLED = "settled"  # decided by an operator, or ended at the source while claimed
 
@@ -124,12 +147,15 @@ class Staged:
     """The target's answer to a staged batch, by job id.
 
     ``digests`` are of what the target re-read from itself; ``foreign`` job ids existed before and are not ours;
-    ``marked`` were activated by an earlier attempt of the same run.
+    ``marked`` were activated by an earlier attempt of the same run; ``over`` need nothing any more, since the target
+    knows them as ended or as its own already; ``refused`` (by task id) must be held, with the reason.
     """
 
     digests: dict[str, str]
     foreign: Sequence[str] = ()
     marked: Sequence[str] = ()
+    over: Sequence[str] = ()
+    refused: Sequence[Refused] = ()
 
 
 @dataclass(frozen=True, slots=True)

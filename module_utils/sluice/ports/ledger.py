@@ -67,6 +67,18 @@ class Ledger(Protocol):
         :raises RunConflict: another run is open
         """
 
+    def find_run(self, run_id: str) -> Run | None:
+        """A run by its id, also one that is suspended or has ended."""
+
+    def take_over(self, run: Run, undoes: Run) -> None:
+        """Record a run that goes back in the place of an open one. That one is suspended: it keeps its phase.
+
+        :raises RunConflict: ``undoes`` is not open any more
+        """
+
+    def change_settings(self, run: Run, settings: Mapping[str, object]) -> Run:
+        """Keep other settings of an open run; returns it as it is then."""
+
     def lease_state(self) -> LeaseState | None:
         """Who holds the lease, or None when it was never taken."""
 
@@ -85,9 +97,11 @@ class Ledger(Protocol):
     def give_up(self, lease: Lease) -> None:
         """Let the lease expire now, so that the next command need not wait."""
 
-    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate) -> None:
+    def set_phase(self, lease: Lease, wanted: Phase, gate: Gate, *, undoes: str = "") -> None:
         """Record a phase with the gate that allows it, under the lease.
 
+        :param undoes: the run that this one took over. When this one is aborted, that one is open again; when this one
+            is verified, that one has ended.
         :raises GateClosed: the gate is not open
         :raises RunConflict: the arrow does not exist
         """

@@ -36,6 +36,9 @@ class SourceEnd(Protocol):
     def leave(self, lease: Lease, ids: Sequence[str], reason: str) -> int:
         """Take our claim off rows that turn out to be the target's already (a table without a word for custody)."""
 
+    def renewed(self, ids: Sequence[str]) -> set[str]:
+        """Which of these ids were queued anew after this ledger last marked them (a retry by a user). Reads only."""
+
     def reread(self, ids: Sequence[str]) -> Claim:
         """The tasks of released rows that the witness shows neither started nor ended, to be staged again. Reads only.
 
@@ -70,6 +73,9 @@ class TargetEnd(Protocol):
 
     def digests(self, tasks: Sequence[Task]) -> dict[str, str]:
         """The digests that staging these tasks must give, by job id. Pure."""
+
+    def supersede(self, lease: Lease, job_ids: Sequence[str]) -> Sequence[str]:
+        """Remove jobs that have ended, and their markers, so that their tasks can be staged anew; returns which."""
 
     def discard(self, lease: Lease, job_ids: Sequence[str]) -> int:
         """Delete staged jobs that were never activated; activated ones are left alone."""

@@ -59,6 +59,9 @@ class Router(Protocol):
     def set_polling(self, lease: Lease, on: bool) -> bool:
         """Allow or forbid legacy polling where the application reads it."""
 
+    def set_emergency(self, lease: Lease, on: bool) -> bool:
+        """Send every submission to the source, whatever the share says."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntakeState:
@@ -84,6 +87,7 @@ class WorkerProcess:
 
     ``exit`` is its last exit status: 0 ended by itself and in order, negative ended by a signal, None not known.
     ``alive``: it runs, or its supervisor will start it again by itself.
+    ``leftover``: it runs without the worker that started it. ``unknown``: whether it is the group's cannot be read.
     """
 
     name: str
@@ -92,6 +96,8 @@ class WorkerProcess:
     state: str
     exit: int | None
     alive: bool
+    leftover: bool = False
+    unknown: bool = False
 
     @property
     def graceful(self) -> bool:
@@ -115,4 +121,13 @@ class Supervisor(Protocol):
         """Let the group read its configuration again without dropping work; True when it was asked to."""
 
     def kill(self, group: str) -> Sequence[WorkerProcess]:
-        """End what is left of the group by force; returns what had to be killed."""
+        """End what is left of the group by force, leftovers too; returns what had to be killed."""
+
+    def leftovers(self, group: str) -> Sequence[WorkerProcess]:
+        """What dead workers of the group left running, and what cannot be read and may be such (``unknown``)."""
+
+    def ask_leftovers(self, group: str) -> bool:
+        """Ask those of them to end that know how to; the others finish by themselves. True when one was asked.
+
+        For once in a drain: some take a second request for the order to drop their work.
+        """

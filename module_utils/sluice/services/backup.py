@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,12 +72,14 @@ def back_up(
     max_age_hours: float = 24.0,
     reuse_seconds: float = 3600.0,
     progress: Progress = unheard,
+    begins: Callable[[str], None] = lambda _: None,
 ) -> Backups:
     """Back up every part that is not attested into ``directory/run_id`` and verify all of it.
 
     A part that an earlier call of the same run finished, not longer than ``reuse_seconds`` ago, is kept when its files
     still have their checksums; so an interrupted preparation goes on with the next part.
 
+    :param begins: told the name of each part that is taken now, before its progress
     :raises SluiceError: the folder cannot be made or written
     """
     if not _RUN_ID.match(run_id):
@@ -107,6 +109,7 @@ def back_up(
                 )  # fmt: skip
                 continue
             changed = True
+            begins(part.name)
             try:
                 taken = part.take(folder, run_id, progress)
             except SluiceError as error:

@@ -21,9 +21,11 @@ class Drained:
     """Where a drain stands after one slice.
 
     ``leased`` rows are being worked on; ``leased_ids`` names them once the drain is done and some are left.
-    ``running`` processes have not ended. ``killed`` had to be ended by force now. ``unproved`` is every process for
-    which it is not proved that it ended by itself: killed, by us or before, or its exit not known. With unguarded
-    claimers that many tasks may have been run without a trace: the transfer holds as many rows of the head as unknown.
+    ``running`` processes have not ended; what dead workers left running counts. ``killed`` had to be ended by force
+    now. ``unproved`` is every process for which it is not proved that it ended by itself: killed, by us or before, its
+    exit not known (as that of a leftover always is), or whose it is not readable. With unguarded claimers that many
+    tasks may have been run without a trace: the transfer holds as many rows of the head as unknown.
+    ``leftovers`` is what dead workers had left running, for the next slice: nobody knows any more when they have ended.
     ``unreachable`` supervisors could not be asked, in an error's words: unreachable is not dead.
     ``remaining_seconds`` is until the deadline.
     """
@@ -36,6 +38,7 @@ class Drained:
     unproved: Sequence[WorkerProcess] = ()
     leased_ids: Sequence[str] = ()
     unreachable: Sequence[str] = ()
+    leftovers: Sequence[WorkerProcess] = ()
 
     @property
     def clean(self) -> bool:
@@ -51,7 +54,7 @@ class _Look:
 
     @property
     def running(self) -> Sequence[WorkerProcess]:
-        return [process for process in self.processes if process.alive]
+        return [process for process in self.processes if process.alive and not process.unknown]
 
     @property
     def quiet(self) -> bool:
@@ -67,36 +70,57 @@ def drain(
     deadline: float,
     slice_seconds: float,
     leased_ids: Callable[[], Sequence[str]] | None = None,
+    first: bool = True,
+    leftovers: Sequence[WorkerProcess] = (),
 ) -> Drained:
     """Work on a drain for one slice; call again with the same ``deadline`` until it is done.
 
-    First the workers are asked to stop. The drain is done when all have ended and no row is leased, in two looks one
-    after the other, or at the deadline: then what is left is killed and named. It keeps nothing between slices, so a
-    killed command is resumed by the same one; a process that was killed before is still seen by its exit status.
+    First the workers are asked to stop, and in the first slice what dead ones left running. The drain is done when
+    all have ended and no row is leased, in two looks one after the other, or at the deadline: then what is left is
+    killed and named. It keeps nothing between slices, so a killed command is resumed by the same one; a process that
+    was killed before is still seen by its exit status.
 
     :param counts: the rows of the side that is left, by queue and place
     :param deadline: epoch seconds, from ``clock.now()`` at the start of the drain; the caller keeps it in the ledger
     :param leased_ids: names the leased rows, for what is left at the end
+    :param first: no slice of this drain went before this one
+    :param leftovers: those that earlier slices of this drain have seen
     :raises StoreError: the rows cannot be counted
     """
     slice_end = clock.monotonic() + slice_seconds
     _each(supervisors, lambda supervisor: supervisor.request_stop(group))
+    if first:
+        _each(supervisors, lambda supervisor: supervisor.ask_leftovers(group))
+    seen = {_key(process): process for process in leftovers}
     quiet = 0
     while True:
         look = _look(counts, supervisors, group)
+        seen |= {_key(process): process for process in look.processes if process.leftover and not process.unknown}
         quiet = quiet + 1 if look.quiet else 0
         remaining = max(0.0, deadline - clock.now())
         if quiet == 2:
-            return Drained(True, 0, (), remaining, unproved=_unproved(look, ()))
+            gone = tuple(seen.values())
+            return Drained(True, 0, (), remaining, unproved=_unproved(look, gone), leftovers=gone)
         if remaining == 0 and quiet == 0:
-            return _end(counts, supervisors, group, leased_ids)
+            return _end(counts, supervisors, group, leased_ids, tuple(seen.values()))
         if clock.monotonic() >= slice_end and quiet == 0:
-            return Drained(False, look.leased, look.running, remaining, unreachable=look.unreachable)
+            return Drained(
+                False,
+                look.leased,
+                look.running,
+                remaining,
+                unreachable=look.unreachable,
+                leftovers=tuple(seen.values()),
+            )
         clock.wait(min(SAMPLE_SECONDS, remaining) if quiet == 0 else SAMPLE_SECONDS)
 
 
 def _end(
-    counts: Counts, supervisors: Sequence[Supervisor], group: str, leased_ids: Callable[[], Sequence[str]] | None
+    counts: Counts,
+    supervisors: Sequence[Supervisor],
+    group: str,
+    leased_ids: Callable[[], Sequence[str]] | None,
+    seen: Sequence[WorkerProcess],
 ) -> Drained:
     """Kill what is left and say what was left."""
     killed: list[WorkerProcess] = []
@@ -104,21 +128,31 @@ def _end(
     look = _look(counts, supervisors, group)
     ids = tuple(leased_ids()) if leased_ids is not None and look.leased else ()
     unreachable = tuple(dict.fromkeys((*failed, *look.unreachable)))
-    return Drained(True, look.leased, look.running, 0.0, tuple(killed), _unproved(look, killed), ids, unreachable)
+    ended = _unproved(look, (*seen, *killed))
+    return Drained(True, look.leased, look.running, 0.0, tuple(killed), ended, ids, unreachable, tuple(seen))
 
 
 def _look(counts: Counts, supervisors: Sequence[Supervisor], group: str) -> _Look:
     """Processes first: a row that was leased after the count needs a worker that was still alive before it."""
     processes: list[WorkerProcess] = []
-    unreachable = _each(supervisors, lambda supervisor: processes.extend(supervisor.list(group)))
+
+    def ask(supervisor: Supervisor) -> None:
+        processes.extend(supervisor.list(group))
+        processes.extend(supervisor.leftovers(group))
+
+    unreachable = _each(supervisors, ask)
     leased = sum(places.get(Place.LEASED.value, 0) for places in counts().values())
     return _Look(processes, unreachable, leased)
 
 
-def _unproved(look: _Look, killed: Sequence[WorkerProcess]) -> Sequence[WorkerProcess]:
+def _key(process: WorkerProcess) -> tuple[str, str]:
+    return process.host, process.name
+
+
+def _unproved(look: _Look, ended: Sequence[WorkerProcess]) -> Sequence[WorkerProcess]:
     """Each process once, as it is now; a killed one whose supervisor says that it ended in order, as it was."""
-    found = {(process.host, process.name): process for process in killed}
-    found |= {(process.host, process.name): process for process in look.processes if not process.graceful}
+    found = {_key(process): process for process in ended}
+    found |= {_key(process): process for process in look.processes if not process.graceful}
     return tuple(found[key] for key in sorted(found))
 
 

@@ -72,11 +72,11 @@ def plan(facts: Facts, phase: Phase) -> list[PlannedStep]:
          min(facts.drain_seconds, 5 + facts.leased), "legacy workers started again"),
         (Phase.FENCED, "fence", "the pollers' accounts locked, their connections closed", 0, 2, "accounts unlocked"),
         (Phase.TRANSFERRED, "transfer", "ready, then delayed tasks, in claim order", facts.waiting,
-         facts.waiting / max(1.0, facts.rate), "until the first release: put back; after it: forward only"),
+         facts.waiting / max(1.0, facts.rate), "until the first release: put back; after it: a rollback"),
         (Phase.VERIFIED, "verify", "the balance of all ids, by identity", facts.known, 3 + facts.known / 30_000,
-         "forward only"),
+         "a rollback"),
         (Phase.VALIDATED, "validate", "canaries, latency, user constraint, observation", 0,
-         8 + facts.observation_seconds, "forward only"),
+         8 + facts.observation_seconds, "a rollback"),
     ]  # fmt: skip
     return [
         PlannedStep(p.value, step, effect, count, round(seconds, 1), undo, reached(phase, p))

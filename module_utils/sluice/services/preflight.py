@@ -32,6 +32,7 @@ SQL_CHECKS = (
 )  # fmt: skip
 _T = TypeVar("_T")
 
+_HERE = "this host"
 CLOCK_CHECKS = ("clock_redis", "clock_sql", "clock_between")
 
 
@@ -180,17 +181,39 @@ def sql_checks(seen: SqlReadings, tables: Sequence[str]) -> list[Check]:
 
 def clock_checks(redis: RedisReadings | None, sql: SqlReadings | None) -> list[Check]:
     """Compare the clocks of this host, Redis and the database, as far as they were asked."""
-    step = "synchronise the clocks (chrony, systemd-timesyncd)"
-    checks = []
+    pairs: list[tuple[str, str, str, float | None, float]] = []
     if redis is not None:
-        checks.append(_skew("clock_redis", "Redis", "this host", redis.clock_offset, redis.clock_error, step))
+        pairs.append(("clock_redis", redis.address, _HERE, redis.clock_offset, redis.clock_error))
     if sql is not None:
-        checks.append(_skew("clock_sql", "the database", "this host", sql.clock_offset, sql.clock_error, step))
+        pairs.append(("clock_sql", sql.address, _HERE, sql.clock_offset, sql.clock_error))
     if redis is not None and sql is not None:
         both = None if redis.clock_offset is None or sql.clock_offset is None else sql.clock_offset - redis.clock_offset
-        error = redis.clock_error + sql.clock_error
-        checks.append(_skew("clock_between", "the database", "Redis", both, error, step))
+        pairs.append(("clock_between", sql.address, redis.address, both, redis.clock_error + sql.clock_error))
+    step = _clock_step(redis, sql)
+    checks: list[Check] = []
+    for name, one, other, offset, error in pairs:
+        # One message: what is to be done is said once.
+        said = next((check.name for check in checks if check.verdict is Verdict.FAILED), None)
+        checks.append(_skew(name, one, other, offset, error, f"as for {said}" if said else step))
     return checks
+
+
+def _clock_step(redis: RedisReadings | None, sql: SqlReadings | None) -> str:
+    """What to do about clocks that differ, naming the one that differs from the two others when it can be told."""
+    synchronise = "synchronise {} (chrony or systemd-timesyncd), then run the same command again"
+    if redis is None or sql is None or redis.clock_offset is None or sql.clock_offset is None:
+        return synchronise.format("both clocks")
+    clocks = {_HERE: 0.0, redis.address: redis.clock_offset, sql.address: sql.clock_offset}
+    for host, at in clocks.items():
+        one, other = (value for name, value in clocks.items() if name != host)
+        if abs(one - other) < LARGEST_SKEW <= min(abs(at - one), abs(at - other)):
+            off = _ahead(at - (one + other) / 2)
+            return f"the clock of {host} is the one that is off, {off} the two others: {synchronise.format('it')}"
+    return synchronise.format("all three clocks")
+
+
+def _ahead(seconds: float) -> str:
+    return f"{abs(seconds):.2f} s {'ahead of' if seconds >= 0 else 'behind'}"
 
 
 def _or_unread(value: _T | None, say: Callable[[_T], str]) -> str:
@@ -344,7 +367,7 @@ def _disk(seen: SqlReadings) -> Check:
 def _skew(name: str, one: str, other: str, offset: float | None, error: float, step: str) -> Check:
     if offset is None:
         return Check(name, Verdict.UNKNOWN, f"the clock of {one} or {other} could not be read", step)
-    reading = f"{one} is {offset:+.2f} s from {other} (give or take {error:.2f} s), at most {LARGEST_SKEW:g}"
+    reading = f"{one} is {_ahead(offset)} {other} (give or take {error:.2f} s), at most {LARGEST_SKEW:g} s are allowed"
     if abs(offset) + error < LARGEST_SKEW:
         return Check(name, Verdict.PASSED, reading)
     if abs(offset) - error >= LARGEST_SKEW:

@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 
 from ..core.errors import GateClosed, RunConflict
 from ..core.mapping import TaskMapping
-from ..core.phases import FORWARD, GATE_LIFETIME, REQUIRED_GATES, Phase, reached, require_transition
+from ..core.phases import FORWARD, GATE_LIFETIME, Direction, Phase, gates_before, reached, require_transition
 from ..core.tasks import Lease
 from ..core.verdicts import Check, Gate, Verdict
 from ..ports.ledger import Ledger, Run
 from ..ports.surroundings import Clock
 
 LEASE_SECONDS = 20.0
+#: A verdict further in the future than this (seconds) says nothing of its age.
+CLOCK_SKEW = 5.0
 #: How long the same command waits for a lease that a killed run left behind (seconds).
 LEASE_WAIT = 30.0
 
@@ -64,7 +66,9 @@ def open_run(
             raise RunConflict(
                 f"run {run.id} ({run.direction}) of '{run.operator}' is open and stands at '{run.phase}'.",
                 where="ledger",
-                next_step="finish it, or take it back, before a run in the other direction.",
+                next_step="type playbooks/emergency-rollback.yml again: it finishes what the target still holds."
+                if is_emergency(run)
+                else "type playbooks/planned-rollback.yml again: it finishes that run.",
             )
         if run.mapping_digest != digest:
             raise RunConflict(
@@ -73,20 +77,7 @@ def open_run(
                 next_step="put the mapping back as it was, or end that run first.",
             )
         return run
-    now = datetime.fromtimestamp(clock.now(), UTC)
-    run = Run(
-        id=f"{mapping.system}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
-        system=mapping.system,
-        direction=direction,
-        operator=operator,
-        phase=Phase.OPENED,
-        plan_digest=plan_digest,
-        mapping_digest=digest,
-        generation=secrets.token_hex(16),
-        opened_at=now,
-        point_of_no_return_at=None,
-        settings=dict(settings or {}),
-    )
+    run = _new_run(mapping, clock, direction, operator, plan_digest, settings or {})
     ledger.start_run(run)
     return run
 
@@ -129,6 +120,97 @@ def continue_run(ledger: Ledger, mapping: TaskMapping, owner: str, mirrored_toke
             "playbooks/status.yml.",
         )
     return run, ledger.take_lease(run, owner, LEASE_SECONDS)
+
+
+def is_back(run: Run | None) -> bool:
+    """Whether the run leaves the target and goes back to the source."""
+    return run is not None and run.direction == Direction.BACK
+
+
+def is_emergency(run: Run | None) -> bool:
+    """Whether the run is a way back that does not wait for what is dead."""
+    return run is not None and bool(run.settings.get("emergency"))
+
+
+def undone_by(run: Run) -> str:
+    """The id of the run that this one takes back; '' when none was open."""
+    return str(run.settings.get("undoes", ""))
+
+
+def restored_from(run: Run) -> str:
+    """The forward run whose archive of the application's files a way back restores."""
+    return str(run.settings.get("restores", "")) if is_back(run) else run.id
+
+
+def target_usable(ledger: Ledger, run: Run | None) -> bool:
+    """Whether the target's store could be used when the command began. Only an emergency goes on without."""
+    if run is None or not is_emergency(run):
+        return True
+    readings = ledger.events(run.id, "measure", "target store")
+    return not readings or bool(readings[-1].detail.get("usable"))
+
+
+def begin_back(
+    ledger: Ledger,
+    mapping: TaskMapping,
+    clock: Clock,
+    *,
+    operator: str,
+    settings: Mapping[str, object],
+) -> Run:
+    """The open run that goes back, or a new one in the place of the open forward run.
+
+    :raises RunConflict: nothing was ever moved, the mapping changed, or a planned way back meets an emergency
+    """
+    found = ledger.open_run()
+    if found is not None and found.mapping_digest != mapping_digest(mapping):
+        raise RunConflict(
+            f"the mapping has changed since run {found.id} began.", where="ledger", next_step="put it back as it was."
+        )
+    if found is not None and is_back(found):
+        if settings.get("emergency") and not is_emergency(found):
+            return ledger.change_settings(found, {**found.settings, "emergency": True})
+        return found
+    last = found or ledger.last_run()
+    if last is None or (is_back(last) and last.phase is Phase.CLEANED):
+        raise RunConflict(
+            f"nothing to take back: run {last.id} brought everything home and has ended."
+            if last
+            else "nothing to take back: no run was ever made here.",
+            where="ledger",
+            next_step="look at playbooks/status.yml.",
+        )
+    given = {**settings, "undoes": found.id if found else "", "restores": restored_from(last)}
+    run = _new_run(mapping, clock, Direction.BACK, operator, "", given)
+    if found is None:
+        ledger.start_run(run)
+    else:
+        ledger.take_over(run, found)
+    return run
+
+
+def _new_run(
+    mapping: TaskMapping,
+    clock: Clock,
+    direction: str,
+    operator: str,
+    plan_digest: str,
+    settings: Mapping[str, object],
+) -> Run:
+    now = datetime.fromtimestamp(clock.now(), UTC)
+    return Run(
+        id=f"{mapping.system}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        system=mapping.system,
+        direction=direction,
+        operator=operator,
+        phase=Phase.OPENED,
+        plan_digest=plan_digest,
+        mapping_digest=mapping_digest(mapping),
+        generation=secrets.token_hex(16),
+        opened_at=now,
+        point_of_no_return_at=None,
+        settings=dict(settings),
+    )
 
 
 def heartbeat(ledger: Ledger, lease: Lease, clock: Clock) -> Callable[[], None]:
@@ -190,12 +272,16 @@ def phase_gate(
     given = overrides or {}
     checks = []
     events = ledger.events(run.id, kind="gate")
-    for name in REQUIRED_GATES[wanted]:
+    for name in gates_before(run.direction, wanted):
         newest = next((e for e in reversed(events) if e.name == name), None)
         if newest is None:
             checks.append(Check(name, Verdict.UNKNOWN, "never checked in this run", "run the whole playbook."))
             continue
         age = clock.now() - newest.at.timestamp()
+        if age < -CLOCK_SKEW:
+            reading = f"recorded {-age:.0f} s in the future: the clocks of this host and the database disagree"
+            checks.append(Check(name, Verdict.UNKNOWN, reading, "set the clocks, then run the same command again."))
+            continue
         if newest.verdict == Verdict.PASSED.value and age <= GATE_LIFETIME[name]:
             checks.append(Check(name, Verdict.PASSED, f"passed {age:.0f} s ago"))
         elif newest.verdict != Verdict.PASSED.value and given.get(name, "").strip():
@@ -233,18 +319,23 @@ def advance(
         for name, reason in (overrides or {}).items():
             if name in without and reason.strip():
                 ledger.record(lease, "override", name, "", {"reason": reason, "phase": wanted.value})
-    ledger.set_phase(lease, wanted, gate)
+    ledger.set_phase(lease, wanted, gate, undoes=undone_by(run))
     return gate
 
 
 def may_undo(run: Run) -> bool:
-    """Whether the run can still be taken back: nothing was released yet."""
-    return run.point_of_no_return_at is None and run.phase in (
-        Phase.OPENED,
-        Phase.PREPARED,
-        Phase.HYBRID,
-        Phase.ROUTED,
-        Phase.FENCED,
+    """Whether the run can still be taken back: nothing was released yet. An emergency only goes on."""
+    return (
+        not is_emergency(run)
+        and run.point_of_no_return_at is None
+        and run.phase
+        in (
+            Phase.OPENED,
+            Phase.PREPARED,
+            Phase.HYBRID,
+            Phase.ROUTED,
+            Phase.FENCED,
+        )
     )
 
 
@@ -269,5 +360,5 @@ def undo(
         done.append(f"{name}: {outcome}")
         ledger.record(lease, "note", f"undo {name}", "", {"outcome": outcome})
     gate = Gate("undo", (Check("taken back", Verdict.PASSED, reason[:400]),))
-    ledger.set_phase(lease, Phase.ABORTED, gate)
+    ledger.set_phase(lease, Phase.ABORTED, gate, undoes=undone_by(run))
     return done

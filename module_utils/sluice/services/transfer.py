@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ..core.errors import FenceOpen, RunConflict, StagesGone
-from ..core.tasks import Claim, Lease, Refused, Task
+from ..core.tasks import Claim, Lease, Refused, Staged, Task
 from ..core.verdicts import Gate
 from ..ports.ledger import Ledger
 from ..ports.stores import SourceEnd, TargetEnd
@@ -22,6 +22,7 @@ LONG_LOCK = 0.25
 #: Under a rate: the seconds' worth of tasks that go in one batch.
 SPREAD = 0.05
 SHORT_LOCK = 0.10
+_FIRST_JOB = "queued again, and the job it had before is still at the target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,7 @@ class Transfer:
         self.ledger.renew(lease, self.pace.lease_seconds)
         gate = self.prove_fence()
         if not gate.open:
-            raise FenceOpen(
-                gate.explain(), where="fence", next_step="run playbooks/migrate.yml again: it fences first."
-            )
+            raise FenceOpen(gate.explain(), where="fence", next_step="run the same command again: it fences first.")
         result = Moved(reactivated=self.resume(lease))
         number = self.ledger.next_batch(lease)
         renewed = begun
@@ -173,9 +172,12 @@ class Transfer:
     def _stage(self, lease: Lease, claim: Claim, number: int) -> tuple[_Batch, int]:
         """Stage and confirm a claimed batch; what the target cannot take, or did not keep as sent, is held."""
         refused = list(claim.refused)
-        staged = self.target.stage(lease, claim.tasks)
+        staged = self._stage_or_renew(lease, claim.tasks)
         wanted = self.target.digests(claim.tasks)
         foreign = set(staged.foreign)
+        over = set(staged.over)
+        refused += staged.refused
+        settled = over | {entry.id for entry in staged.refused}
         if staged.marked:
             raise RunConflict(
                 f"{len(staged.marked)} tasks were activated at the target and are ready at the source again "
@@ -188,6 +190,8 @@ class Transfer:
         differing: list[str] = []
         theirs: list[str] = []
         for task in claim.tasks:
+            if settled and (task.job_id in over or task.id in settled):
+                continue
             digest = staged.digests.get(task.job_id)
             if digest is not None and digest == wanted[task.job_id]:
                 good.append(task)
@@ -201,9 +205,33 @@ class Transfer:
                 refused.append(Refused(task.id, "the target did not keep what was staged (digests differ)"))
         if differing:
             self.target.discard(lease, differing)
+        if over:
+            remainders = [task.id for task in claim.tasks if task.job_id in over]
+            self.source.leave(lease, remainders, "ended, or at the target already")
         if theirs:
             self.source.leave(lease, theirs, "born at the target: its row has no word for custody")
         return _Batch(number, good, digests), self._hold(lease, refused)
+
+    def _stage_or_renew(self, lease: Lease, tasks: Sequence[Task]) -> Staged:
+        """Stage; a job that ended before its task was queued again at the source makes way for the new one."""
+        staged = self.target.stage(lease, tasks)
+        if not (staged.marked or staged.foreign) or not self.custody_in_row:
+            return staged
+        known = {*staged.marked, *staged.foreign}
+        renewed = self.source.renewed([task.id for task in tasks if task.job_id in known])
+        again = [task for task in tasks if task.id in renewed and task.job_id in known]
+        freed = set(self.target.supersede(lease, [task.job_id for task in again]))
+        anew = self.target.stage(lease, [task for task in again if task.job_id in freed])
+        # Cancelled and queued again while its first job still waits at the target: no copy of an old row.
+        behind = [task for task in again if task.job_id not in freed and task.job_id in set(staged.marked)]
+        done = freed | {task.job_id for task in behind}
+        return replace(
+            staged,
+            digests=staged.digests | anew.digests,
+            foreign=[*(i for i in staged.foreign if i not in freed), *anew.foreign],
+            marked=[*(i for i in staged.marked if i not in done), *anew.marked],
+            refused=[*staged.refused, *(Refused(task.id, _FIRST_JOB) for task in behind)],
+        )
 
     def _hold(self, lease: Lease, refused: Sequence[Refused]) -> int:
         held = 0

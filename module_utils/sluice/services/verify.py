@@ -16,6 +16,7 @@ from ..core.mapping import TaskMapping
 from ..core.tasks import Mark, Place, Sighting, job_id_for
 from ..core.verdicts import Check, Gate
 from ..ports.ledger import Ledger
+from ..ports.preparation import Progress, unheard
 from ..ports.surroundings import Clock
 from .streams import Seen, grouped, sorted_stream
 
@@ -24,8 +25,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 #: More suspicious ids than this are not looked at one by one: the stores disagree at large.
 MOST_LOOKED_AT = 2000
 _CAP = 50
-#: Observations, or ids, between two heartbeats.
-HEARTBEAT = 20_000
+#: Observations between two heartbeats; on slow stores too they must not be ten seconds apart.
+HEARTBEAT = 2_000
 
 
 class LookingSource(Protocol):
@@ -49,6 +50,16 @@ class LookingTarget(Protocol):
 
     def marked(self, job_ids: Sequence[str]) -> Sequence[bool]:
         """Whether each was activated by us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How many observations there will be, roughly and in the order of reading; for the time left and nothing else."""
+
+    target: int = 0
+    rows: int = 0
+    marks: int = 0
+    baseline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +92,16 @@ class Verification:
         run_id: str,
         *,
         heartbeat: Callable[[], None] = lambda: None,
+        progress: Progress = unheard,
+        stage: Callable[[str], None] = lambda _: None,
+        expected: Expected | None = None,
     ) -> None:
-        """``heartbeat`` is called now and then while the stores are read: to renew a lease."""
+        """``heartbeat`` is called now and then while the stores are read: to renew a lease.
+
+        :param progress: told as often, in observations (in looks, while single ids are looked at)
+        :param expected: what the total of a reading is estimated from; without it the total is 0
+        :param stage: told ``reading``, ``comparing`` or ``looking again`` before each is counted anew
+        """
         self.source = source
         self.target = target
         self.ledger = ledger
@@ -90,6 +109,10 @@ class Verification:
         self.mapping = mapping
         self.run_id = run_id
         self.heartbeat = heartbeat
+        self.progress = progress
+        self.stage = stage
+        self.expected = expected
+        self._observed = 0
         self.rules = rules_of(mapping)
 
     def balance(self) -> Verified:
@@ -116,9 +139,14 @@ class Verification:
 
     def evidence(self) -> Iterator[Evidence]:
         """All that is seen of each known id in one reading of the stores, in the order of the ids."""
-        for number, (_, group) in enumerate(grouped(sorted_stream(self._observations()))):
-            if number % HEARTBEAT == 0:
-                self.heartbeat()
+        compared = told = 0
+        for _, group in grouped(sorted_stream(self._observations())):
+            if not compared:
+                self.stage("comparing")  # sorting has read everything before it gives the first
+            if not compared or compared - told >= HEARTBEAT:
+                self._tell(compared, self._observed)
+                told = compared
+            compared += len(group)
             yield self._evidence(group)
 
     def _observations(self) -> Iterator[Seen]:
@@ -132,10 +160,26 @@ class Verification:
         after = (("t2", s) for s in self.target.census())
         marks = (("m", Sighting(s.where or key(s.id), s.place)) for s in self.ledger.marks())
         baseline = (("b", Sighting(key(s.id), s.place, s.id)) for s in self.ledger.baseline(self.run_id))
+        guess = self.expected or Expected()
+        to_come = {"t1": guess.target, "s": guess.rows, "t2": guess.target, "m": guess.marks, "b": guess.baseline}
+        reading, past, number = "t1", 0, -1
+        self.stage("reading")
         for number, (kind, seen) in enumerate(chain(before, rows, after, marks, baseline)):
+            if kind != reading:
+                if reading == "t1":
+                    to_come["t2"] = number
+                while next(iter(to_come)) != kind:
+                    del to_come[next(iter(to_come))]
+                reading, past = kind, number
             if number % HEARTBEAT == 0:
-                self.heartbeat()
+                later = sum(to_come.values()) - to_come[kind]
+                self._tell(number, max(number, past + to_come[kind]) + later if self.expected else 0)
             yield (seen.id, kind, str(seen.place), seen.where)
+        self._observed = number + 1
+
+    def _tell(self, done: int, total: int) -> None:
+        self.heartbeat()
+        self.progress(done, total)
 
     def _evidence(self, group: Iterable[Seen]) -> Evidence:
         first: list[tuple[str, str]] = []
@@ -173,9 +217,11 @@ class Verification:
                 break
             if look:
                 self.clock.wait(SECONDS_BETWEEN_LOOKS)
+            self.stage("looking again")
             still = []
             rows = self.source.look([seen.task_id for seen, _ in faulty])
-            for seen, _ in faulty:
+            for number, (seen, _) in enumerate(faulty):
+                self._tell(number, len(faulty))
                 now = self._now(seen, rows)
                 entry = account(now, self.rules)
                 if entry.term is None:

@@ -16,7 +16,10 @@ from ansible.module_utils import basic
 from ..adapters.factory import Settings, System
 from ..adapters.system_clock import SystemClock
 from ..core.errors import SluiceError
+from ..core.tasks import Lease
 from ..core.verdicts import Gate
+from ..ports.ledger import Run
+from ..services import run as runs
 
 #: Seconds of work between two progress lines.
 SLICE_SECONDS = 8.0
@@ -69,6 +72,18 @@ class Given:
     def owner(self) -> str:
         """The lease's owner."""
         return str(self.params["owner"])
+
+    def resume(self) -> tuple[Run, Lease]:
+        """What every writing step begins with: the open run, and its lease under a new token.
+
+        :raises RunConflict: no run is open, it is another owner's, its mapping changed, or the database was restored
+        """
+        system = self.system
+        found = system.ledger.open_run()
+        system.impatient = runs.is_emergency(found)
+        usable = runs.target_usable(system.ledger, found)
+        mirrored = system.target.read_stamp()[1] if usable else 0
+        return runs.continue_run(system.ledger, system.mapping, self.owner, mirrored)
 
 
 Step = Callable[[Given], Result]

@@ -14,14 +14,17 @@ from ...core.errors import GateClosed, GenerationMismatch, StoreError
 from ...core.phases import Phase, reached
 from ...core.tasks import Place
 from ...core.verdicts import Check, Gate, Verdict
-from ...ports.surroundings import WorkerProcess
+from ...ports.ledger import Run
+from ...ports.surroundings import Supervisor, WorkerProcess
 from ...services import drain as drains
 from ...services import fence as fences
 from ...services import route as routes
 from ...services import run as runs
 from ...services.transfer import Pace, Transfer
-from ...services.verify import Verification, balance_gate, rules_of
+from ...services.verify import Expected, Verification, Verified, balance_gate, rules_of
+from ..progress import Reporter, pace
 from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+from . import back
 
 #: On a host that it shares with the application, the mover's process yields to it.
 GUEST_NICENESS = 10
@@ -41,6 +44,9 @@ def route(given: Given) -> Result:
         "polling": before.polling if polling is None else polling,
     }
     now = {"share": before.share, "polling": before.polling}
+    emergency = given.params["emergency"] if system.mapping.route.emergency else None
+    if emergency is not None:
+        now["emergency"], wanted["emergency"] = system.router().read_emergency(), emergency
     described: Result = {"before": now, "after": wanted, "diff": {"before": now, "after": wanted}}
     if given.check_mode:
         line = (
@@ -49,10 +55,15 @@ def route(given: Given) -> Result:
             else "route is as wanted"
         )
         return {**described, "changed": now != wanted, "verdict": "unknown", "checks": [], "lines": [line]}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     runs.require(run, Phase.PREPARED, step="changing the route")
-    back = (share is not None and share < (before.share or 0)) or (polling and not before.polling)
-    if back and reached(run.phase, Phase.FENCED):
+    if runs.is_back(run):
+        if share:
+            raise GateClosed(
+                f"run {run.id} goes back: no share goes to the target.", where="route", next_step="leave it at 0."
+            )
+    lower = (share is not None and share < (before.share or 0)) or (polling and not before.polling)
+    if lower and reached(run.phase, Phase.FENCED) and not runs.is_back(run):
         raise GateClosed(
             f"the source is fenced (run {run.id} stands at '{run.phase}'): nobody there could run what it were sent.",
             where="route",
@@ -61,6 +72,11 @@ def route(given: Given) -> Result:
     if not system.ledger.events(run.id, "measure", "initial route"):
         system.ledger.record(lease, "measure", "initial route", "", {"share": before.share, "polling": before.polling})
     gates = []
+    if emergency is not None:
+        system.router().set_emergency(lease, emergency)
+        reading = "every submission goes to the source" if emergency else "the share decides"
+        flag = Check.of("emergency flag", system.router().read_emergency() is emergency, reading, "type it again.")
+        gates.append(Gate("emergency", (flag,)))
     router = system.router(waiting=lambda _left: system.ledger.renew(lease, runs.LEASE_SECONDS))
     if share is not None:
         system.ledger.record(lease, "measure", "route", "", {"share": share})
@@ -81,51 +97,86 @@ def workers(given: Given) -> Result:
     keeper = supervisor(
         params["supervisor"], socket=params["socket"], units={params["group"]: params["units"]}, host=host
     )
-    found = keeper.list(params["group"])
     state = params["state"]
-    running = [p for p in found if p.alive]
+    if state == "killed" and not given.check_mode:
+        return _killed(given, keeper)
+    found = keeper.list(params["group"])
+    left = keeper.leftovers(params["group"])
+    running = [p for p in [*found, *left] if p.alive and not p.unknown]
     if given.check_mode or state == "listed":
-        would = {"started": len(running) < len(found), "drained": bool(running), "reloaded": True}.get(state, False)
+        resting = any(not p.alive for p in found)
+        would = {"started": resting, "drained": bool(running), "killed": bool(running), "reloaded": True}
         return {
-            "changed": would and state != "listed",
+            "changed": would.get(state, False),
             "processes": [_process(p) for p in found],
-            "lines": [_process_line(p) for p in found],
+            "leftovers": [_process(p) for p in left],
+            "lines": [_process_line(p) for p in [*found, *left]],
         }
-    if state == "reloaded":
-        changed = keeper.reload(params["group"])
-        after = keeper.list(params["group"])
-    elif state == "started":
-        changed = keeper.start(params["group"])
-        after = keeper.list(params["group"])
-    else:
+    if state == "drained":
         return _drained(given, keeper, bool(running))
-    return {"changed": changed, "processes": [_process(p) for p in after], "lines": [_process_line(p) for p in after]}
+    changed = keeper.reload(params["group"]) if state == "reloaded" else keeper.start(params["group"])
+    after = keeper.list(params["group"])
+    return {
+        "changed": changed,
+        "processes": [_process(p) for p in after],
+        "leftovers": [_process(p) for p in left],
+        "lines": [_process_line(p) for p in [*after, *left]],
+    }
 
 
-def _drained(given: Given, keeper: Any, running: bool) -> Result:
-    clock, cursor = given.clock, given.params["cursor"]
+def _killed(given: Given, keeper: Supervisor) -> Result:
+    """No grace: whatever runs for the group is killed now. Nothing of it is left when this returns."""
+    group = given.params["group"]
+    killed = keeper.kill(group)
+    found, left = keeper.list(group), keeper.leftovers(group)
+    again = [p for p in [*found, *left] if p.alive and not p.unknown]
+    if again:
+        raise StoreError(
+            f"after the kill there is still or again: {_names([_process(p) for p in again])}.",
+            where=given.params["host_label"],
+            next_step="find out who starts it, and run the same command again.",
+        )
+    ended = {p.name: p for p in killed} | {p.name: p for p in [*found, *left] if not p.graceful}
+    lines = [_process_line(p) for p in [*found, *left]]
+    return {
+        "changed": bool(killed),
+        "processes": [_process(p) for p in found],
+        "leftovers": [_process(p) for p in left],
+        "killed": [_process(p) for p in killed],
+        "unproved": [_process(p) for p in ended.values()],
+        "lines": [*lines, *(f"killed: {p.name} (pid {p.pid})" for p in killed)],
+    }
+
+
+def _drained(given: Given, keeper: Supervisor, running: bool) -> Result:
+    clock, cursor, group = given.clock, given.params["cursor"], given.params["group"]
     until = float(cursor.get("until", time.time() + given.params["deadline"]))
     changed = bool(cursor.get("changed", running))
-    outcome = drains.drain(dict, [keeper], given.params["group"], clock, deadline=until, slice_seconds=SLICE_SECONDS)
+    outcome = drains.drain(
+        dict, [keeper], group, clock, deadline=until, slice_seconds=SLICE_SECONDS, first=not cursor,
+        leftovers=[WorkerProcess(**p, alive=True, leftover=True) for p in cursor.get("leftovers", [])],
+    )  # fmt: skip
+    found, left = keeper.list(group), keeper.leftovers(group)
     result: Result = {
         "changed": changed,
-        "processes": [_process(p) for p in keeper.list(given.params["group"])],
+        "processes": [_process(p) for p in found],
+        "leftovers": [_process(p) for p in left],
         "killed": [_process(p) for p in outcome.killed],
         "unproved": [_process(p) for p in outcome.unproved],
     }
     if not outcome.done:
-        line = (
-            f"{given.params['group']}: {len(outcome.running)} still at work, at most {until - time.time():.0f} s more"
-        )
-        return {**result, "lines": [line], "cursor": {"until": until, "changed": changed}}
+        line = f"{group}: {len(outcome.running)} still at work, at most {until - time.time():.0f} s more"
+        seen = [_process(p) for p in outcome.leftovers]
+        return {**result, "lines": [line], "cursor": {"until": until, "changed": changed, "leftovers": seen}}
     if outcome.unreachable or outcome.running:
         raise StoreError(
             f"not drained: {'; '.join(outcome.unreachable) or _names([_process(p) for p in outcome.running])}.",
             where=given.params["host_label"],
             next_step="unreachable is not dead: make the supervisor answer, then run the same command again.",
         )
-    lines = [_process_line(p) for p in keeper.list(given.params["group"])]
+    lines = [_process_line(p) for p in [*found, *left]]
     lines += [f"had to be killed: {p.name} (pid {p.pid})" for p in outcome.killed]
+    lines += [f"left by a dead worker, ended by itself: {p.name}" for p in outcome.leftovers if p not in outcome.killed]
     return {**result, "lines": lines}
 
 
@@ -136,6 +187,8 @@ def _process(process: WorkerProcess) -> Result:
 
 
 def _process_line(process: WorkerProcess) -> str:
+    if process.unknown:
+        return f"{process.host}  {process.name}: whether it is the group's cannot be read"
     return f"{process.host}  {process.name:<24} {process.state.lower():<10} pid {process.pid or '-'}"
 
 
@@ -147,7 +200,7 @@ def workers_gate(given: Given) -> Result:
     if given.check_mode:
         lines = ["not reached; as it is now:", *gate_lines(gate)]
         return {**gate_result(gate, changed=False), "failed_gate": False, "lines": lines}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     runs.require(run, Phase.PREPARED, step="judging the target's workers")
     return gate_result(runs.record_gate(system.ledger, lease, gate), changed=False)
 
@@ -165,7 +218,9 @@ def drain(given: Given) -> Result:
             "lines": [f"{leased} tasks run now; not reached"],
         }
     cursor = params["cursor"]
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
+    if runs.is_back(run):
+        return back.drain(given, run, lease)
     runs.require(run, Phase.ROUTED, before=Phase.TRANSFERRED, step="draining the source")
     until = float(cursor.get("until", time.time() + params["deadline"]))
     end = system.clock.monotonic() + SLICE_SECONDS
@@ -212,13 +267,19 @@ def _leased(counts: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def fence(given: Given) -> Result:
-    """Close the source's fence, prove it, hold what nobody can know: leftovers and the head of unguarded claimers."""
+    """Fence the side that is left, or let the source in. Forward it also holds what nobody can know."""
     system = given.system
     closed = system.source_fence()
     if given.check_mode:
-        gate = fences.ability_of([closed], "source")
+        found = system.ledger.open_run()
+        sides = back.fences_of(system, found) if found and runs.is_back(found) else [closed]
+        gate = fences.ability_of(sides, "target" if runs.is_back(found) else "source")
         return {**gate_result(gate, changed=True), "failed_gate": False}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
+    if given.params["state"] == "lifted":
+        return back.let_in(given, run, lease)
+    if runs.is_back(run):
+        return back.fence(given, run, lease)
     runs.require(run, Phase.ROUTED, before=Phase.CLEANED, step="fencing the source")
     before = fences.prove_side([closed], "source")
     gate = before if before.open else fences.close_side([closed], lease, "source")
@@ -266,7 +327,9 @@ def transfer(given: Given) -> Result:
             "checks": [],
             "lines": [f"{waiting} tasks would be moved; not reached"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
+    if runs.is_back(run):
+        return back.transfer(given, run, lease)
     runs.require(run, Phase.FENCED, step="the transfer")
     if system.target.read_stamp()[0] != run.generation:
         raise GenerationMismatch(
@@ -299,9 +362,7 @@ def transfer(given: Given) -> Result:
         )
         return {**gate_result(Gate("transfer", (check,)), changed=done > 0), **facts}
     if not moved.done:
-        rate = done / seconds if seconds else 0.0
-        left = max(0, total - done - held)
-        line = f"moved {done:,} of {max(total, done):,}, {rate:,.0f} tasks/s, {left / rate if rate else 0:.0f} s left"
+        line = f"moved {pace(done, max(total, done), seconds, 'tasks', left=max(0, total - done - held))}"
         return {
             "changed": True, **facts, "lines": [line],
             "cursor": {"total": total, "done": done, "held": held, "lost": facts["lost"], "seconds": seconds},
@@ -354,10 +415,12 @@ def verify(given: Given) -> Result:
     run = system.ledger.open_run()
     if checking and run is None:
         return {"changed": False, "verdict": "unknown", "checks": [], "lines": ["balance not reached: no run is open"]}
+    if run is not None and runs.is_back(run):
+        return _verify_back(given, run)
     if checking:
         run_id, lease = run.id if run else "", None
     else:
-        opened, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+        opened, lease = given.resume()
         runs.require(opened, Phase.TRANSFERRED, step="the balance")
         run_id = opened.id
     stamp = system.target.read_stamp()[0]
@@ -378,15 +441,19 @@ def verify(given: Given) -> Result:
         )
     )
     begun = system.clock.monotonic()
-    verified = Verification(
-        system.source,
-        system.target,
-        system.ledger,
-        system.clock,
-        system.mapping,
-        run_id,
-        heartbeat=runs.heartbeat(system.ledger, lease, system.clock) if lease else lambda: None,
-    ).balance()
+    with Reporter(given.params["progress_file"], system.clock) as progress:
+        verified = Verification(
+            system.source,
+            system.target,
+            system.ledger,
+            system.clock,
+            system.mapping,
+            run_id,
+            heartbeat=runs.heartbeat(system.ledger, lease, system.clock) if lease else lambda: None,
+            progress=progress,
+            stage=lambda word: progress.stage(f"balance, {word}", "ids" if word == "looking again" else "sightings"),
+            expected=_expected(given, run_id),
+        ).balance()
     seconds = system.clock.monotonic() - begun
     gate = balance_gate(verified, left_at_source=_waiting(system.source.counts()))
     fenced = system.ledger.events(run_id, "measure", "departed at the fence")
@@ -397,14 +464,7 @@ def verify(given: Given) -> Result:
             Check.of("nothing departs behind the fence", gone <= before, reading, "find out who deletes rows.")
         )
     gate = Gate("balance", (*checks, *gate.checks))
-    terms = {term.value: number for term, number in verified.balance.terms.items()}
-    facts: Result = {
-        "known": verified.balance.known,
-        "terms": terms,
-        "faults": [{"id": f.id, "fault": f.fault} for f in verified.balance.faults],
-        "fault_count": verified.balance.fault_count,
-        "seconds": round(seconds, 1),
-    }
+    facts = _facts(verified, seconds)
     if lease is None:
         return {**gate_result(gate, changed=False), **facts, "failed_gate": False}
     runs.record_gate(system.ledger, lease, gate)
@@ -415,6 +475,52 @@ def verify(given: Given) -> Result:
     again = [f"{repaired} released tasks had lost their jobs and were activated again"] if repaired else []
     result["lines"] = [*again, *balance_lines(facts), *gate_lines(durable)]
     return {**result, **facts, "changed": repaired > 0}
+
+
+def _verify_back(given: Given, run: Run) -> Result:
+    """The balance of a run that goes back; what an unusable Redis may hide is said in it."""
+    system = given.system
+    lease = None
+    if not given.check_mode:
+        run, lease = given.resume()
+        runs.require(run, Phase.TRANSFERRED, step="the balance")
+    begun = system.clock.monotonic()
+    with Reporter(given.params["progress_file"], system.clock) as progress:
+        verified = back.verification(
+            given,
+            run,
+            heartbeat=runs.heartbeat(system.ledger, lease, system.clock) if lease else lambda: None,
+            progress=progress,
+            stage=lambda word: progress.stage(f"balance, {word}", "ids" if word == "looking again" else "sightings"),
+        ).balance()
+    facts = _facts(verified, system.clock.monotonic() - begun)
+    gate = back.balance_gate(given, run, verified)
+    if lease is None:
+        return {**gate_result(gate, changed=False), **facts, "failed_gate": False}
+    runs.record_gate(system.ledger, lease, gate)
+    system.ledger.record(lease, "measure", "balance", gate.verdict.value, facts)
+    return {**gate_result(gate, changed=False), **facts, "lines": [*balance_lines(facts), *gate_lines(gate)]}
+
+
+def _facts(verified: Verified, seconds: float) -> Result:
+    return {
+        "known": verified.balance.known,
+        "terms": {term.value: number for term, number in verified.balance.terms.items()},
+        "faults": [{"id": f.id, "fault": f.fault} for f in verified.balance.faults],
+        "fault_count": verified.balance.fault_count,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _expected(given: Given, run_id: str) -> Expected | None:
+    """What the run's own record says of the sizes: nothing is counted for it. A job is seen as hash and at home."""
+    ledger = given.system.ledger
+    known = [e.detail["counts"] for e in ledger.events(run_id, "measure", "counts at baseline")]
+    moved = sum(int(str(e.detail.get("moved", 0))) for e in ledger.events(run_id, "measure", "transfer"))
+    if not known or not isinstance(known[-1], dict):
+        return None
+    rows = sum(sum(p.values()) for p in known[-1].values())
+    return Expected(target=2 * moved, rows=rows, marks=moved, baseline=rows)
 
 
 def balance_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from ...adapters.dotenv_file import DotenvFile
 from ...adapters.redis_accounts import RedisAccounts, producer_rules, worker_rules
 from ...adapters.redis_backup import RedisBackup
 from ...adapters.redis_health import RedisServerHealth
+from ...adapters.scratch import scratch
 from ...adapters.sql_accounts import SqlAccounts
 from ...adapters.sql_backup import SqlBackup
 from ...adapters.sql_health import SqlServerHealth
@@ -25,6 +26,9 @@ from ...services import fence as fences
 from ...services import run as runs
 from ...services.accounts import Wish, ensure
 from ...services.preflight import preflight as judge
+from ...services.round_trip import round_trip
+from ...services.verify import rules_of
+from ..progress import BYTES, Reporter
 from ..runner import Given, Result, gate_lines, gate_result
 from .validate import application_of
 
@@ -61,8 +65,7 @@ def preflight_gate(given: Given) -> Gate:
 
 
 def _begin(given: Given, step: str) -> tuple[Run, Lease]:
-    system = given.system
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     runs.require(run, Phase.OPENED, before=Phase.ROUTED, step=step)
     return run, lease
 
@@ -117,15 +120,17 @@ def backup(given: Given) -> Result:
         return {**gate_result(gate, changed=True), "failed_gate": False}
     run, lease = _begin(given, "the backup")
     beat = runs.heartbeat(system.ledger, lease, system.clock)
-    made = backups.back_up(
-        parts,
-        directory,
-        run.id,
-        clock=system.clock,
-        attested=attested,
-        max_age_hours=params["max_age_hours"],
-        progress=lambda _done, _total: beat(),
-    )
+    with Reporter(params["progress_file"], system.clock, beat) as progress:
+        made = backups.back_up(
+            parts,
+            directory,
+            run.id,
+            clock=system.clock,
+            attested=attested,
+            max_age_hours=params["max_age_hours"],
+            progress=progress,
+            begins=lambda part: progress.stage(f"backup, {part}", "files" if part == "configuration" else BYTES),
+        )
     system.ledger.renew(lease, runs.LEASE_SECONDS)
     runs.record_gate(system.ledger, lease, made.gate)
     files = [a for entry in made.kept for a in entry.artefacts]
@@ -171,7 +176,7 @@ def _written(value: object) -> str:
 
 
 def probe(given: Given) -> Result:
-    """Prove Redis and RQ together: a job on a queue of its own is run by a real RQ worker, and removed."""
+    """A job on a queue of its own is run by a real RQ worker; a copied task goes to RQ and comes home."""
     system = given.system
     if given.check_mode:
         return {"changed": False, "verdict": "unknown", "checks": [], "lines": ["probe not reached"]}
@@ -181,7 +186,10 @@ def probe(given: Given) -> Result:
     reading = f"answered {value!r} in {(time.monotonic() - begun) * 1000:.0f} ms"
     gate = Gate("probe", (Check.of("RQ runs a job", value == 42, reading, "look at Redis and the installed RQ."),))
     runs.record_gate(system.ledger, lease, gate)
-    return gate_result(gate, changed=False)
+    custody = rules_of(system.mapping).custody_in_row
+    with scratch(system.engine, system.redis, system.mapping) as tried:
+        home = runs.record_gate(system.ledger, lease, round_trip(tried, system.clock, custody_in_row=custody))
+    return gate_result(Gate("probe", (*gate.checks, *home.checks)), changed=False)
 
 
 def baseline(given: Given) -> Result:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.factory import System
+from ...adapters.rq_archive import RqArchive
 from ...core.errors import GateClosed, RunConflict, SluiceError
 from ...core.phases import Phase, reached
 from ...core.verdicts import Check, Gate, Verdict
+from ...ports.ledger import Run
 from ...services import fence as fences
 from ...services import run as runs
 from ...services.recover import recover as place_again
 from ...services.verify import Verification
 from ..runner import Given, Result, gate_lines, gate_result
+from . import back
 
 
 def recover(given: Given) -> Result:
@@ -32,6 +35,13 @@ def recover(given: Given) -> Result:
             where="ledger",
             next_step="look at playbooks/status.yml.",
         )
+    if runs.is_back(run):
+        again = "emergency-rollback.yml" if runs.is_emergency(run) else "planned-rollback.yml"
+        raise RunConflict(
+            f"run {run.id} goes back: what is lost at the target comes home from its row, and is not placed again.",
+            where="ledger",
+            next_step=f"type playbooks/{again} again.",
+        )
     stamp = system.target.read_stamp()[0]
     if given.check_mode:
         lost = "missing" if not stamp else "there" if stamp == run.generation else "another run's"
@@ -41,7 +51,7 @@ def recover(given: Given) -> Result:
             "checks": [],
             "lines": [f"the stamp in Redis is {lost}; the balance would be taken and lost tasks placed again"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     closed = system.target_fences()
     gate = fences.close_side(closed, lease, "target")
     runs.record_gate(system.ledger, lease, gate)
@@ -119,7 +129,7 @@ def holds(given: Given) -> Result:
     to_do = [entry.id for entry in held if entry.id in ids]
     if given.check_mode or not to_do:
         return {**result, "changed": bool(to_do)}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     if state == "failed":
         number = system.source.settle(lease, to_do, params["reason"])
         word = "settled as failed"
@@ -138,6 +148,15 @@ def holds(given: Given) -> Result:
 
 def _release(given: Given, phase: Phase, lease: Any, ids: list[str]) -> tuple[int, str]:
     system, to = given.system, given.params["to"]
+    run = system.ledger.open_run()
+    if runs.is_back(run):
+        if to == "target":
+            raise GateClosed(
+                "this run goes back: the target has given everything away.",
+                where="queue_holds_to",
+                next_step="release them to the source, or fail them.",
+            )
+        return system.source.give_back(lease, ids, requeue=True), "given back to the source"
     fenced = reached(phase, Phase.FENCED)
     if to == "source" and fenced:
         raise GateClosed(
@@ -214,6 +233,8 @@ def cleanup(given: Given) -> Result:
             "lines": ["no run is open: nothing to clean up"],
         }
     runs.require(run, Phase.VALIDATED, step="cleanup")
+    if runs.is_back(run):
+        return _cleanup_back(given, run)
     since = next(e.at for e in reversed(system.ledger.events(run.id, "phase", Phase.VALIDATED.value)))
     age = time.time() - since.timestamp()
     held = len(system.ledger.held())
@@ -237,25 +258,11 @@ def cleanup(given: Given) -> Result:
     manifest = [*system.target.our_keys(), f"sluice_baseline of {run.id}"]
     if given.check_mode:
         return {**gate_result(stability, changed=True), "failed_gate": False, "removed": manifest, "archive": ""}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     runs.record_gate(system.ledger, lease, stability)
     if not stability.open:
         return {**gate_result(stability, changed=False), "removed": [], "archive": ""}
-    path = Path(params["archive_dir"]) / f"{run.id}.ndjson.gz"
-    rows = [json.dumps({"run": run.id, "phase": run.phase.value, "direction": run.direction, "operator": run.operator})]
-    rows += [
-        json.dumps(
-            {"event": e.kind, "name": e.name, "verdict": e.verdict, "at": e.at.isoformat(), "detail": e.detail},
-            sort_keys=True,
-            default=str,
-        )
-        for e in system.ledger.events(run.id)
-    ]
-    rows += [json.dumps({"task": s.id, "mark": s.place, "job": s.where}) for s in system.ledger.marks()]
-    digest = _write_lines(path, rows, compress=True)
-    archive = Gate(
-        "archive", (Check.of("archive re-read", True, f"{path.name}, {len(rows):,} lines, sha256 {digest[:16]}"),)
-    )
+    path, archive = _archive_record(given, run)
     runs.record_gate(system.ledger, lease, archive)
     system.ledger.forget_baseline(lease)
     system.target.clear_stamp()
@@ -270,3 +277,81 @@ def cleanup(given: Given) -> Result:
         "archive": str(path),
         "lines": lines,
     }
+
+
+def _cleanup_back(given: Given, run: Run) -> Result:
+    """Export every job that RQ still keeps of ours, read the export back, delete by it; then the run has ended."""
+    system, params = given.system, given.params
+    folder = Path(params["archive_dir"])
+    held = len(system.ledger.held())
+    usable = back.usable(system, run)
+    left = back.waiting(system, run)
+    checks = (
+        Check.of(
+            "target's store", usable, "usable" if usable else "unusable", "make Redis answer, then type it again."
+        ),
+        Check.of("target is empty", left == 0, f"{left} still there", "run the same way back again."),
+        Check.of("holds decided", held == 0, f"{held} held", "decide them with playbooks/holds.yml."),
+    )
+    # What is deleted must be nobody's: the fence is proved anew, not remembered.
+    fence = fences.prove_side(back.fences_of(system, run), back.SIDE)
+    gate = Gate("reconciled", (*checks, *fence.checks))
+    if given.check_mode:
+        return {**gate_result(gate, changed=True), "failed_gate": False, "removed": [], "archive": ""}
+    run, lease = given.resume()
+    runs.record_gate(system.ledger, lease, gate)
+    if not gate.open:
+        return {**gate_result(gate, changed=False), "removed": [], "archive": ""}
+    if system.mapping.route.emergency:
+        system.router().set_emergency(lease, False)  # the share is 0; a flag left up would outvote the next forward run
+    beat = runs.heartbeat(system.ledger, lease, system.clock)
+    archive = RqArchive(system.target)
+    jobs = folder / f"{run.id}.jobs.ndjson.gz"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not jobs.exists():  # an earlier attempt may have ended behind its export
+        archive.export(None, jobs, beat)
+    exported = archive.reread(jobs)
+    differing = next(iter(archive.differing(jobs)), "")
+    path, record = _archive_record(given, run)
+    same = Check.of(
+        "jobs as exported", not differing, differing or f"{exported.jobs:,} in {jobs.name}", f"move {jobs.name} away."
+    )
+    both = Gate("archive", (*record.checks, same))
+    runs.record_gate(system.ledger, lease, both)
+    if not both.open:
+        return {**gate_result(both, changed=True), "removed": [], "archive": str(path)}
+    purged = archive.purge(lease, archive.archived_ids(jobs), workers_dead=True, beat=beat)
+    keys = system.leaving.clear(lease) + system.target.clear_stamp()
+    removed = [f"{number:,} {kind}" for kind, number in purged.counts.items() if number]
+    removed += [f"{keys} keys of ours", f"sluice_baseline of {run.id}"]
+    system.ledger.forget_baseline(lease)
+    runs.advance(system.ledger, lease, run, Phase.CLEANED, system.clock)
+    system.ledger.give_up(lease)
+    lines = [*gate_lines(gate), *gate_lines(both), *[f"removed  {name}" for name in removed]]
+    return {
+        "changed": True,
+        "verdict": "passed",
+        "checks": [],
+        "removed": removed,
+        "archive": str(path),
+        "lines": lines,
+    }
+
+
+def _archive_record(given: Given, run: Run) -> tuple[Path, Gate]:
+    """The ledger's record of a run in a file, read back."""
+    system = given.system
+    path = Path(given.params["archive_dir"]) / f"{run.id}.ndjson.gz"
+    rows = [json.dumps({"run": run.id, "phase": run.phase.value, "direction": run.direction, "operator": run.operator})]
+    rows += [
+        json.dumps(
+            {"event": e.kind, "name": e.name, "verdict": e.verdict, "at": e.at.isoformat(), "detail": e.detail},
+            sort_keys=True,
+            default=str,
+        )
+        for e in system.ledger.events(run.id)
+    ]
+    rows += [json.dumps({"task": s.id, "mark": s.place, "job": s.where}) for s in system.ledger.marks()]
+    digest = _write_lines(path, rows, compress=True)
+    reading = f"{path.name}, {len(rows):,} lines, sha256 {digest[:16]}"
+    return path, Gate("archive", (Check.of("archive re-read", True, reading),))

@@ -27,6 +27,21 @@ NEXT = {
 }
 
 
+#: What may be run next on a way back: planned, emergency.
+NEXT_BACK = ("playbooks/planned-rollback.yml", "playbooks/emergency-rollback.yml")
+
+
+def _next(run: Run) -> str:
+    if not runs.is_back(run):
+        return f"{NEXT[run.phase]}; back: playbooks/assess.yml" if run.phase in NEXT else "playbooks/plan.yml"
+    again = NEXT_BACK[runs.is_emergency(run)]
+    return (
+        f"{again}: it goes on, and reconciles"
+        if run.phase is not Phase.VALIDATED
+        else f"{again}, once holds are decided"
+    )
+
+
 def status(given: Given) -> Result:
     """Where the run stands, who holds the lease, what may be run next. Reads only; Redis is asked nothing."""
     system = given.system
@@ -40,7 +55,7 @@ def status(given: Given) -> Result:
     lease = system.ledger.lease_state()
     counts = system.source.counts()
     held = system.ledger.held()
-    what_next = NEXT.get(last.phase, "playbooks/plan.yml") if run else "playbooks/plan.yml"
+    what_next = _next(last) if run else "playbooks/plan.yml"
     lines = [
         f"run      {last.id} ({last.direction}), opened {last.opened_at:%Y-%m-%d %H:%M:%S} UTC by {last.operator}",
         f"phase    {last.phase}" + ("" if run else " (ended)"),
@@ -56,8 +71,10 @@ def status(given: Given) -> Result:
 
 def _way_back(run: Run) -> str:
     """Whether the run can still be taken back, in words."""
+    if runs.is_back(run):
+        return f"this run takes back {runs.undone_by(run) or 'what was moved'}"
     if run.point_of_no_return_at:
-        return f"passed {run.point_of_no_return_at:%H:%M:%S} UTC: forward only"
+        return f"passed {run.point_of_no_return_at:%H:%M:%S} UTC: forward only, or a run that goes back"
     return "still possible" if runs.may_undo(run) else "over: the target has taken over"
 
 
@@ -88,12 +105,15 @@ def report(given: Given) -> Result:
         "",
         *_turned_away(params["prober_log"], run),
         "",
-        *_times(run, events),
+        *_times(run, events, params["budgets"]),
         *_overrides(events),
     ]
+    if runs.is_back(run):
+        lines[2:2] = _incident(run, events)
     path = ""
     if params["directory"] and not given.check_mode:
-        path = _write(Path(params["directory"]), run, lines)
+        more = _timeline(given, run, events) if runs.is_back(run) else []
+        path = _write(Path(params["directory"]), run, lines, more)
     return {"changed": False, "lines": lines + ([f"written to  {path}"] if path else []), "report_file": path}
 
 
@@ -173,28 +193,104 @@ def _turned_away(path: str, run: Run) -> list[str]:
     return [f"turned away {away} of {len(probes):,} probes, {seconds:.1f} s, over {span:.0f} s"]
 
 
-def _times(run: Run, events: Any) -> list[str]:
-    lines = ["phase         reached    took"]
+def _times(run: Run, events: Any, budgets: dict[str, Any]) -> list[str]:
+    """When each phase was reached, how long it took, and what it was allowed, where a budget is given (seconds)."""
+    lines = ["phase         reached    took" + ("     budget" if budgets else "")]
     before = run.opened_at
     for event in events:
         if event.kind == "phase":
-            lines.append(f"{event.name:<14}{event.at:%H:%M:%S}{(event.at - before).total_seconds():>7.1f} s")
+            took = (event.at - before).total_seconds()
+            line = f"{event.name:<14}{event.at:%H:%M:%S}{took:>7.1f} s"
+            lines.append(line + _against(took, budgets.get(event.name)))
             before = event.at
+    service = _last(events, "measure", "in service again")
+    if service is not None:
+        took = float(str(service.detail["seconds"]))
+        lines.append(f"{'in service':<14}{service.at:%H:%M:%S}{took:>7.1f} s{_against(took, budgets.get('service'))}")
     return lines
+
+
+def _against(took: float, budget: Any) -> str:
+    if budget is None:
+        return ""
+    return f"{float(budget):>7.0f} s  {'within' if took <= float(budget) else 'OVER'}"
+
+
+def _incident(run: Run, events: Any) -> list[str]:
+    """What an incident report says of a way back: why, what was taken back, what was found, where the evidence lies."""
+    store, evidence = _last(events, "measure", "target store"), _last(events, "measure", "evidence")
+    left = _last(events, "measure", "leftovers")
+    kind = "emergency" if runs.is_emergency(run) else "planned"
+    return [
+        f"kind        {kind}; tasks that were begun: {run.settings.get('started')}",
+        f"reason      {run.settings.get('reason') or 'none given'}",
+        f"takes back  {runs.undone_by(run) or 'no open run'}",
+        f"redis       {store.detail.get('reason') if store else 'not looked at'}",
+        f"evidence    {evidence.detail.get('file') if evidence else 'none'}",
+        f"running     {left.detail.get('running') if left else 'not counted'} at the target when it was drained",
+    ]
 
 
 def _overrides(events: Any) -> list[str]:
     return [f"override      {e.name}: {e.detail.get('reason')}" for e in events if e.kind == "override"]
 
 
-def _write(directory: Path, run: Run, lines: list[str]) -> str:
+#: Held ids that are named one by one.
+_NAMED = 200
+
+
+def _timeline(given: Given, run: Run, events: Any) -> list[str]:
+    """The Markdown of an incident report behind its summary: what happened when, each verdict, each held id."""
+    undone = given.system.ledger.find_run(runs.undone_by(run)) if runs.undone_by(run) else None
+    rows = ["", "## Timeline", "", "| UTC | step | verdict | what was seen |", "| --- | --- | --- | --- |"]
+    if undone is not None:
+        rows.append(
+            f"| {undone.opened_at:%Y-%m-%d %H:%M:%S} | run {undone.id} opened | | by {_cell(undone.operator)} |"
+        )
+    rows.append(f"| {run.opened_at:%Y-%m-%d %H:%M:%S} | this run opened | | by {_cell(run.operator)} |")
+    rows += [_line_of(e.at, f"{e.kind} {e.name}", e.verdict, _seen(e)) for e in events if e.kind != "note"]
+    held = given.system.ledger.held()
+    rows += ["", "## Held", "", f"{len(held)} tasks wait for a decision (playbooks/holds.yml).", ""]
+    if held:
+        rows += ["| task | reason |", "| --- | --- |", *[f"| {h.id} | {_cell(h.where)} |" for h in held[:_NAMED]]]
+    if len(held) > _NAMED:
+        rows.append(f"\n{len(held) - _NAMED} more: export them with playbooks/holds.yml.")
+    evidence = _last(events, "measure", "evidence")
+    rows += ["", "## Evidence", ""]
+    if evidence is None:
+        return [*rows, "None was bundled."]
+    logs = evidence.detail.get("logs")
+    rows.append(f"- bundle: `{evidence.detail.get('file')}`, sha256 `{evidence.detail.get('sha256')}`")
+    rows += [f"- log: `{path}`" for path in (logs if isinstance(logs, list) else [])]
+    return rows
+
+
+def _line_of(at: datetime, step: str, verdict: str, seen: str) -> str:
+    return f"| {at:%Y-%m-%d %H:%M:%S} | {step} | {verdict} | {_cell(seen)} |"
+
+
+def _seen(event: Event) -> str:
+    """An event's detail in a few words."""
+    checks = event.detail.get("checks")
+    if isinstance(checks, list):
+        return "; ".join(f"{check['name']}: {check['reading']}" for check in checks)
+    return "; ".join(f"{name} {value}" for name, value in event.detail.items() if not isinstance(value, list | dict))
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one cell of a Markdown table."""
+    return " ".join(text.replace("|", "/").split())[:300]
+
+
+def _write(directory: Path, run: Run, lines: list[str], more: list[str]) -> str:
     path = directory / f"{run.id}.md"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"# Change {run.id}\n\nWritten {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC.\n\n```text\n")
-            file.write("\n".join(lines) + "\n```\n")
+            title = "Incident" if runs.is_emergency(run) else "Change"
+            file.write(f"# {title} {run.id}\n\nWritten {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC.\n\n```text\n")
+            file.write("\n".join(lines) + "\n```\n" + "".join(f"{line}\n" for line in more))
     except OSError as error:
         raise SluiceError(
             f"the report cannot be written ({error.strerror}).",

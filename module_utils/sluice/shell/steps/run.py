@@ -6,12 +6,13 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from ...adapters.factory import System
 from ...core.errors import RunConflict
-from ...core.phases import GATE_LIFETIME, REQUIRED_GATES, Phase, reached, require_transition
+from ...core.phases import GATE_LIFETIME, Direction, Phase, gates_before, reached, require_transition
 from ...core.tasks import Lease
 from ...core.verdicts import Check, Gate, Verdict
 from ...ports.ledger import Run
@@ -19,8 +20,9 @@ from ...services import fence as fences
 from ...services import route as routes
 from ...services import run as runs
 from ...services.transfer import abort
-from ...services.verify import Verification
+from ...services.verify import Verification, rules_of
 from ..runner import Given, Result, gate_lines
+from . import back
 
 STAMP_LOST = (
     "Redis no longer carries the stamp of this run: it was emptied or replaced. "
@@ -39,6 +41,8 @@ def act(given: Given) -> Result:
             return undone(given)
         case "stopping":
             return stopping(given)
+        case "reopened":
+            return back.reopened(given)
         case _:
             return released(given)
 
@@ -53,6 +57,10 @@ def _described(system: System, owner: str) -> Result:
         "opened_at": run.opened_at.isoformat(timespec="seconds") if run else "",
         "past_return": bool(run and run.point_of_no_return_at),
         "todo": dict(found.todo),
+        "both": rules_of(system.mapping).custody_in_row,
+        "target_usable": runs.target_usable(system.ledger, run),
+        "restores": runs.restored_from(run) if run else "",
+        "held": len(system.ledger.held()),
         "owner": owner,
     }
 
@@ -61,11 +69,18 @@ def opened(given: Given) -> Result:
     """Open a run or resume it. A foreign lease is waited for, visibly, at most half a minute."""
     system, params = given.system, given.params
     owner = params["owner"] or f"{getpass.getuser()}@{socket.gethostname()}:{os.urandom(4).hex()}"
+    goes_back = params["direction"] == Direction.BACK
     if given.check_mode:
         now = _described(system, owner)
-        return {**now, "changed": now["phase"] == "none", "lines": _lines(now, check=True)}
+        if goes_back and now["direction"] != Direction.BACK:
+            # A way back would begin at its beginning, wherever the run stands that it takes back.
+            now |= {"todo": {phase: phase != Phase.OPENED for phase in now["todo"]}, "direction": Direction.BACK.value}
+        return {**now, "changed": now["phase"] == "none" or goes_back, "lines": _lines(now, check=True)}
+    if goes_back:
+        return _opened_back(given, owner)
     before = system.ledger.open_run()
-    _refuse_restored(system, before)
+    if not runs.is_back(before):  # one that goes back is refused with its own advice, below
+        _refuse_restored(system, before)
     installed = system.ledger.install()
     run = runs.open_run(
         system.ledger,
@@ -75,32 +90,79 @@ def opened(given: Given) -> Result:
         operator=params["operator"] or owner,
         plan_digest=params["plan_digest"],
     )
-    cursor = params["cursor"]
-    holder, remaining = runs.foreign_wait(system.ledger, owner)
-    if holder:
-        waited = time.time() - float(cursor.get("since", time.time()))
-        if waited >= runs.LEASE_WAIT:
-            raise RunConflict(
-                f"'{holder}' holds the lease and renews it: another run is at work.",
-                where="ledger",
-                next_step="wait for it to end, or look at playbooks/status.yml.",
-            )
-        system.clock.wait(min(remaining + 0.2, 5.0))
-        return {
-            **_described(system, cursor.get("owner", owner)),
-            "changed": False,
-            "lines": [
-                f"waiting for the lease of '{holder}' ({remaining:.0f} s left of it, at most {runs.LEASE_WAIT:.0f} s)"
-            ],
-            "cursor": {"since": float(cursor.get("since", time.time())), "owner": cursor.get("owner", owner)},
-        }
-    owner = cursor.get("owner", owner)
+    still = _wait_for_lease(given, owner)
+    if still:
+        return still
+    owner = params["cursor"].get("owner", owner)
     lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
     system.ledger.request_stop(False)  # whoever resumes a run means it to go on
     reopened = _reopen_for_loss(system, run, lease) or _reopen_for_stragglers(system, run, lease)
     result = _described(system, owner)
     lines = _lines(result, resumed=before is not None) + reopened
     return {**result, "changed": installed or before is None or bool(reopened), "lines": lines}
+
+
+def _wait_for_lease(given: Given, owner: str) -> Result:
+    """Wait a slice for a foreign lease; empty when it may be taken.
+
+    :raises RunConflict: it was waited for half a minute, and its holder renews it
+    """
+    system, cursor = given.system, given.params["cursor"]
+    holder, remaining = runs.foreign_wait(system.ledger, owner)
+    if not holder:
+        return {}
+    since = float(cursor.get("since", time.time()))
+    if time.time() - since >= runs.LEASE_WAIT:
+        raise RunConflict(
+            f"'{holder}' holds the lease and renews it: another run is at work.",
+            where="ledger",
+            next_step="wait for it to end, or look at playbooks/status.yml.",
+        )
+    system.clock.wait(min(remaining + 0.2, 5.0))
+    line = f"waiting for the lease of '{holder}' ({remaining:.0f} s left of it, at most {runs.LEASE_WAIT:.0f} s)"
+    owner = cursor.get("owner", owner)
+    described = _described(system, owner)
+    return {**described, "changed": False, "lines": [line], "cursor": {"since": since, "owner": owner}}
+
+
+def _opened_back(given: Given, owner: str) -> Result:
+    """Open or resume a run that goes back; a forward run at work is asked to end first. Redis need not answer."""
+    system, params = given.system, given.params
+    before = system.ledger.open_run()
+    system.impatient = bool(params["emergency"]) or runs.is_emergency(before)
+    if before is not None and not runs.is_back(before):
+        system.ledger.request_stop()
+    still = _wait_for_lease(given, owner)
+    if still:
+        return still
+    owner = params["cursor"].get("owner", owner)
+    moved_back = system.source.back_again() if before is not None and not runs.is_back(before) else []
+    if moved_back:
+        _refuse_back_again(system, moved_back)
+    run = runs.begin_back(
+        system.ledger,
+        system.mapping,
+        system.clock,
+        operator=params["operator"] or owner,
+        settings={"emergency": bool(params["emergency"]), "started": params["started"], "reason": params["reason"]},
+    )
+    lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
+    system.ledger.request_stop(False)
+    usable, reading = back.take_stamp(system, run, lease)
+    lines = [reading]
+    if before is not None and not runs.is_back(before):
+        lines.insert(0, f"run {before.id} stood at '{before.phase}' and is taken back")
+        if usable or not runs.is_emergency(run):
+            put, stages = abort(system.source, system.target, lease) if before.phase is Phase.FENCED else (0, 0)
+            lines += (
+                [f"its {put} claimed tasks are back in the table, {stages} stages deleted"] if put or stages else []
+            )
+    if runs.is_back(before) and usable and reached(run.phase, Phase.TRANSFERRED) and back.waiting(system, run):
+        found = Gate("target", (Check("reopened", Verdict.PASSED, "there is more at the target than was known"),))
+        system.ledger.set_phase(lease, Phase.FENCED, found)
+        lines.append("the target holds more than was known: the transfer is open again")
+    result = _described(system, owner)
+    return {**result, "changed": True, "lines": [*_lines(result, resumed=runs.is_back(before)), *lines]}
 
 
 def _reopen_for_loss(system: System, run: Run, lease: Lease) -> list[str]:
@@ -145,14 +207,9 @@ def _reopen_for_stragglers(system: System, run: Run, lease: Lease) -> list[str]:
 
 def _refuse_restored(system: System, run: Run | None) -> None:
     """A ledger whose token is older than its mirror in the target was restored from a backup."""
-    back = system.source.back_again() if run is not None else []
-    if back:
-        raise RunConflict(
-            f"tasks that this run has moved stand at the source again (first: {', '.join(back)}): the table was "
-            "restored from a backup while Redis lived on. Moving them once more could run them twice.",
-            where=f"table {system.mapping.source.table}",
-            next_step="restore both stores to one moment, or decide by hand; playbooks/status.yml shows what each has.",
-        )
+    moved_back = system.source.back_again() if run is not None else []
+    if moved_back:
+        _refuse_back_again(system, moved_back)
     stamp, mirrored, _ = system.target.read_stamp()
     state = system.ledger.lease_state()
     generation = run.generation if run else ""
@@ -172,6 +229,15 @@ def _refuse_restored(system: System, run: Run | None) -> None:
         )
 
 
+def _refuse_back_again(system: System, ids: Sequence[str]) -> NoReturn:
+    raise RunConflict(
+        f"tasks that this run has moved stand at the source again (first: {', '.join(ids)}): the table was "
+        "restored from a backup while Redis lived on. Moving them once more could run them twice.",
+        where=f"table {system.mapping.source.table}",
+        next_step="restore both stores to one moment, or decide by hand; playbooks/status.yml shows what each has.",
+    )
+
+
 def _lines(result: Result, *, check: bool = False, resumed: bool = False) -> list[str]:
     if result["phase"] == "none":
         return ["no run is open; one would be opened" if check else "no run is open"]
@@ -189,7 +255,7 @@ def advanced(given: Given) -> Result:
             "changed": True,
             "lines": [f"'{wanted}' not reached: its gates are read then"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     if run.phase is wanted:
         return {
             **_described(system, given.owner),
@@ -197,7 +263,12 @@ def advanced(given: Given) -> Result:
             "lines": [f"run {run.id} already stands at '{wanted}'"],
         }
     _prove_again(system, run, lease, wanted)
-    gate = runs.advance(system.ledger, lease, run, wanted, system.clock, given.params["override"])
+    override = given.params["override"]
+    forward = wanted is Phase.PREPARED and not runs.is_back(run)
+    if forward and runs.phase_gate(system.ledger, run, wanted, system.clock, override).open:
+        # A way back has locked the target's workers out; this run gives them their work again.
+        fences.lift_side(system.target_fences(), lease)
+    gate = runs.advance(system.ledger, lease, run, wanted, system.clock, override)
     return {
         **_described(system, given.owner),
         "changed": True,
@@ -215,10 +286,11 @@ def _prove_again(system: System, run: Run, lease: Lease, wanted: Phase) -> None:
         "route": lambda: routes.prove_share(system.router(), _share_of(system, run)),
         "polling": lambda: _polling_off(system),
         "fence source": lambda: fences.prove_side([system.source_fence()], "source"),
+        "fence target": lambda: back.fence_gate(system, run, fences.prove_side(back.fences_of(system, run), back.SIDE)),
         "workers": lambda: Gate("workers", tuple(system.target.worker_checks(system.clock.now(), 1))),
         "intake": lambda: _intake_open(system),
     }
-    for name in REQUIRED_GATES[wanted]:
+    for name in gates_before(run.direction, wanted):
         given = system.ledger.events(run.id, "gate", name)
         if name not in proofs or not given or given[-1].verdict != Verdict.PASSED:
             continue
@@ -266,13 +338,15 @@ def undone(given: Given) -> Result:
             "undone": False,
             "lines": [f"run {run.id} passed its point of no return{when}: run the same command again to finish it"],
         }
+    if runs.is_back(run):
+        return _undone_back(given, run, reason)
     if reached(run.phase, Phase.ROUTED) and system.target.read_stamp()[0] != run.generation:
         # Tasks that were born in the target may be gone; recovery needs this run to place them again.
         _let_go(given)
         return {**_described(system, given.owner), "changed": False, "undone": False, "lines": [STAMP_LOST]}
     if given.check_mode:
         return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     initial = next((e for e in system.ledger.events(run.id, "measure", "initial route")), None)
     share = int(str(initial.detail["share"])) if initial else 0
 
@@ -305,12 +379,75 @@ def undone(given: Given) -> Result:
         lease,
         run,
         reason,
-        [("route", route_back), ("tasks", holds_back), ("fence", lift), ("intake", open_intake), ("stamp", unstamp)],
+        [
+            ("evidence", lambda: back.bundle_before_undo(given, run, lease)),
+            ("route", route_back),
+            ("tasks", holds_back),
+            ("fence", lift),
+            ("intake", open_intake),
+            ("stamp", unstamp),
+        ],
     )
     system.ledger.give_up(lease)
     described = _described(system, given.owner)
     lines = [f"run {run.id} was taken back at {datetime.now(UTC):%H:%M:%S} UTC: {reason}", *done]
-    return {**described, "changed": True, "undone": True, "run_id": run.id, "phase": "aborted", "lines": lines}
+    return {
+        **described,
+        "changed": True,
+        "undone": True,
+        "run_id": run.id,
+        "direction": run.direction,
+        "phase": "aborted",
+        "lines": lines,
+    }
+
+
+def _undone_back(given: Given, run: Run, reason: str) -> Result:
+    """Take a planned way back off again: the run before it is open again, where it stood."""
+    system = given.system
+    if given.check_mode:
+        return {**_described(system, given.owner), "changed": True, "lines": [f"run {run.id} would be taken back"]}
+    run, lease = given.resume()
+    undone = system.ledger.find_run(runs.undone_by(run)) if runs.undone_by(run) else None
+    initial = next((e for e in system.ledger.events(run.id, "measure", "initial route")), None)
+
+    def route_back() -> str:
+        if initial is None or system.mapping.route.kind != "sql_row":
+            return "was not changed"
+        share = int(str(initial.detail["share"]))
+        system.router().set_share(lease, share)
+        if system.mapping.route.polling:
+            system.router().set_polling(lease, bool(initial.detail["polling"]))
+        return f"new submissions to the target: {share} %"
+
+    def tasks_back() -> str:
+        return f"{system.leaving.put_back(lease)} jobs back where they lay"
+
+    def side_back() -> str:
+        lifted = fences.lift_side(system.target_fences(), lease)
+        closed = False
+        if undone is not None and reached(undone.phase, Phase.FENCED):
+            closed = fences.close_side([system.source_fence()], lease, "source").open
+        return f"target's {'lifted' if lifted else 'was not closed'}, source's {'closed' if closed else 'as it was'}"
+
+    def stamp_back() -> str:
+        return back.give_stamp_back(system, run, lease)
+
+    steps = [("tasks", tasks_back), ("fences", side_back), ("route", route_back), ("stamp", stamp_back)]
+    done = runs.undo(system.ledger, lease, run, reason, steps)
+    system.ledger.give_up(lease)
+    lines = [f"run {run.id} was taken back at {datetime.now(UTC):%H:%M:%S} UTC: {reason}", *done]
+    if undone is not None:
+        lines.append(f"run {undone.id} is open again and stands at '{undone.phase}'")
+    return {
+        **_described(system, given.owner),
+        "changed": True,
+        "undone": True,
+        "run_id": run.id,
+        "direction": run.direction,
+        "phase": "aborted",
+        "lines": lines,
+    }
 
 
 def _let_go(given: Given) -> None:
@@ -319,7 +456,7 @@ def _let_go(given: Given) -> None:
     state = system.ledger.lease_state()
     if given.check_mode or state is None or state.owner != given.owner:
         return
-    _, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    _, lease = given.resume()
     system.ledger.give_up(lease)
 
 
@@ -342,6 +479,6 @@ def released(given: Given) -> Result:
     system = given.system
     if given.check_mode or system.ledger.open_run() is None:
         return {**_described(system, given.owner), "changed": False, "lines": []}
-    _, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    _, lease = given.resume()
     system.ledger.give_up(lease)
     return {**_described(system, given.owner), "changed": False, "lines": ["lease given up"]}

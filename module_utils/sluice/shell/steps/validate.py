@@ -6,10 +6,12 @@ import time
 from typing import Any
 
 from ...adapters.http_application import CanaryForm, HttpApplication, parse_form
+from ...core import sides
 from ...core.errors import SluiceError
 from ...core.phases import Phase
-from ...core.tasks import Place
+from ...core.tasks import Lease, Place
 from ...core.verdicts import Check, Gate, Verdict
+from ...ports.ledger import Run
 from ...services import canary as canaries
 from ...services import run as runs
 from ...services.verify import Verification, balance_gate
@@ -33,7 +35,7 @@ def intake(given: Given) -> Result:
             "lines": [f"intake is {'open' if before.open else 'paused'}"],
             "diff": {"before": {"open": before.open}, "after": {"open": wanted}},
         }  # fmt: skip
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner)
+    run, lease = given.resume()
     changed = False
     if params["state"] != "read":
         changed = port.set_open(lease, wanted, float(params["seconds"]))
@@ -73,7 +75,7 @@ def soak(given: Given) -> Result:
             "checks": [],
             "lines": [f"soak of {params['seconds']} s not reached"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
     runs.require(run, Phase.PREPARED, step="the soak")
     application, form, first = application_of(given)
     cursor: dict[str, Any] = dict(params["cursor"])
@@ -82,7 +84,7 @@ def soak(given: Given) -> Result:
         answers, refused = canaries.submit(application, first, max(20, params["sample_min"]), form.priorities)
         cursor = {
             "until": now + params["seconds"], "ids": [a.task_id for a in answers], "refused": refused,
-            "times": [a.seconds for a in answers], "begun": now,
+            "times": [a.seconds for a in answers], "begun": now, "sides": system.source.by_side(),
         }  # fmt: skip
     # The canaries may take half a minute longer than the soak; counted from its end, not from this slice.
     deadline = system.clock.monotonic() + cursor["until"] + 30 - now
@@ -96,16 +98,16 @@ def soak(given: Given) -> Result:
         if time.time() < cursor["until"] or not over:
             return {"changed": True, "lines": [line], "cursor": cursor}
     unfinished = [f"{i} {p}" for i, p in places.items() if p != Place.FINISHED]
-    sides = system.target.sides(cursor["ids"])
+    where = system.target.sides(cursor["ids"])
     measured = canaries.latency_of(cursor["times"])
     wanted_both = 0 < params["share"] < 100
-    both = bool(sides.get("source")) and bool(sides.get("target"))
+    both = bool(where.get("source")) and bool(where.get("target"))
     checks = [
         Check.of("canaries finish", not unfinished and len(places) >= params["sample_min"],
                  f"{len(places) - len(unfinished)} of {len(places)} finished, {len(cursor['refused'])} refused",
                  "look at the workers of both sides."),
         Check.of("both sides progress", both if wanted_both else True,
-                 f"source {sides.get('source', 0)}, target {sides.get('target', 0)} of the canaries",
+                 f"source {where.get('source', 0)}, target {where.get('target', 0)} of the canaries",
                  "look at the side without any."),
     ]  # fmt: skip
     checks.append(
@@ -123,8 +125,20 @@ def soak(given: Given) -> Result:
         heartbeat=runs.heartbeat(system.ledger, lease, system.clock),
     ).balance()
     checks.append(balance_gate(verified, left_at_source=0).checks[0])
+    checks += _sides_compared(given, cursor["sides"])
     gate = runs.record_gate(system.ledger, lease, Gate("soak", tuple(checks)))
     return gate_result(gate, changed=True)
+
+
+def _sides_compared(given: Given, before: dict[str, Any]) -> list[Check]:
+    """Real traffic on both sides during the soak; nothing where the row does not say whose it is."""
+    now = given.system.source.by_side()
+    if not before or not now:
+        return []
+    earlier = sides.sides_of(before)
+    source, target = (sides.since(*pair) for pair in zip(sides.sides_of(now), earlier, strict=True))
+    borne = float(given.params["oldest_seconds"])
+    return sides.compare(source, target, oldest_before=earlier[1].oldest, oldest_seconds=borne)
 
 
 def validate(given: Given) -> Result:
@@ -138,7 +152,9 @@ def validate(given: Given) -> Result:
             "criteria": [],
             "lines": ["validation not reached"],
         }
-    run, lease = runs.continue_run(system.ledger, system.mapping, given.owner, system.target.read_stamp()[1])
+    run, lease = given.resume()
+    if runs.is_back(run):
+        return _validate_back(given, run, lease)
     runs.require(run, Phase.VERIFIED, step="validation")
     application, form, first = application_of(given)
     cursor: dict[str, Any] = dict(params["cursor"])
@@ -180,11 +196,50 @@ def validate(given: Given) -> Result:
     return {**gate_result(whole, changed=True), "criteria": criteria, "lines": gate_lines(whole)}
 
 
+def _validate_back(given: Given, run: Run, lease: Lease) -> Result:
+    """Legacy canaries finish, and the user constraint holds: the old system is in service. Needs no target."""
+    system, params = given.system, given.params
+    runs.require(run, Phase.FENCED, step="validation")
+    application, form, first = application_of(given)
+    cursor: dict[str, Any] = dict(params["cursor"])
+    now = time.time()
+    if not cursor:
+        cursor = {"until": now + params["deadline"], "ids": [], "refused": [], "begun": now}
+    if not cursor["ids"]:
+        # The application may be on its way up: it is asked again until the deadline.
+        answers, refused = canaries.submit(application, first, max(4, len(form.priorities)), form.priorities)
+        cursor |= {"ids": [a.task_id for a in answers], "refused": refused}
+        if not answers and now < cursor["until"]:
+            system.clock.wait(1.0)
+            return {"changed": True, "lines": [f"no canary accepted yet: {refused[0]}"], "cursor": cursor}
+    deadline = system.clock.monotonic() + max(0.0, cursor["until"] - time.time())
+    places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS)
+    if not over:
+        ended = sum(p == Place.FINISHED for p in places.values())
+        return {"changed": True, "lines": [f"canaries: {ended} of {len(places)} finished"], "cursor": cursor}
+    finished = _canaries_finished({**cursor, "places": places, "took": time.time() - cursor["begun"]}, "source")
+    gates = [
+        Gate("canaries", (finished,)),
+        Gate("user constraint", (_constraint(given, application, first + 90),)),
+    ]
+    for gate in gates:
+        runs.record_gate(system.ledger, lease, gate)
+    since = time.time() - run.opened_at.timestamp()
+    lines = []
+    if gates[0].open and not system.ledger.events(run.id, "measure", "in service again"):
+        system.ledger.record(lease, "measure", "in service again", "", {"seconds": round(since, 1)})
+        lines = [f"in service again {since:.0f} s after the command began"]
+    whole = Gate("validation", tuple(check for gate in gates for check in gate.checks))
+    criteria = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
+    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": criteria})
+    return {**gate_result(whole, changed=True), "criteria": criteria, "lines": [*gate_lines(whole), *lines]}
+
+
 def _waiting_at_target(system: Any) -> int:
     return sum(system.target.depths().values())
 
 
-def _canaries_finished(cursor: dict[str, Any]) -> Check:
+def _canaries_finished(cursor: dict[str, Any], side: str = "target") -> Check:
     places = cursor["places"]
     bad = [f"{task_id} {place}" for task_id, place in places.items() if place != Place.FINISHED]
     reading = (
@@ -194,7 +249,7 @@ def _canaries_finished(cursor: dict[str, Any]) -> Check:
     if bad or cursor["refused"]:
         reading += f": {'; '.join([*bad, *cursor['refused']][:3])}"
     return Check.of(
-        "canaries finish", bool(places) and not bad and not cursor["refused"], reading, "look at the target's workers."
+        "canaries finish", bool(places) and not bad and not cursor["refused"], reading, f"look at the {side}'s workers."
     )
 
 
