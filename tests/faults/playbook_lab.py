@@ -12,8 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from lab.state import State, read_state
 from lab.stores import PrivateMariaDB, PrivateRedis
 from oracle import backlog
 from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
+from oracle.patience import PATIENCE_SECONDS, until
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
@@ -42,14 +42,6 @@ SHORT = {
     "queue_validate_latency_floor_ms": 10_000,
 }
 _LONGEST_RUN_SECONDS = 420.0
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll a condition; AssertionError when it does not hold in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} not within {seconds:g} s"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -237,7 +229,7 @@ class PlaybookLab:
                     )
                 )
         try:
-            until(self.layout.prober_file.exists, 20, "the first probe")
+            until(self.layout.prober_file.exists, "the first probe")
             yield
             assert all(process.poll() is None for process in started), [log.read_text() for log in logs]
         finally:
@@ -246,8 +238,8 @@ class PlaybookLab:
             for process, log in zip(started, logs, strict=True):
                 assert process.wait(30) == 0, log.read_text()
 
-    def verdict(self, allowed: Allowances | None = None, seconds: float = 60.0) -> Verdict:
-        """The independent judgement, when every task has ended or ``seconds`` have passed."""
+    def verdict(self, allowed: Allowances | None = None) -> Verdict:
+        """The independent judgement, when every task has ended or patience has."""
         evidence = Evidence(
             tuple(path for path in (self.layout.accepted_file, self.layout.prober_file) if path.exists()),
             (self.layout.effects_file,),
@@ -255,11 +247,11 @@ class PlaybookLab:
             seeded=(self.seeded,),
             redis_url=self.settings["redis_url"],
         )
-        return look_until_settled(evidence, allowed or Allowances(canary_users=CANARY_USERS), seconds)
+        return look_until_settled(evidence, allowed or Allowances(canary_users=CANARY_USERS), PATIENCE_SECONDS)
 
-    def clean(self, allowed: Allowances | None = None, seconds: float = 60.0) -> None:
+    def clean(self, allowed: Allowances | None = None) -> None:
         """AssertionError with the judge's table unless nothing was lost, doubled or left."""
-        verdict = self.verdict(allowed, seconds)
+        verdict = self.verdict(allowed)
         assert verdict.clean, verdict.table()
 
     # --- looks from outside --------------------------------------------------------------------------------------

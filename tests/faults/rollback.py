@@ -23,7 +23,8 @@ from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer
 from ansible.module_utils.sluice.services.verify import Verification
 
 from faults.mover import take_lease
-from faults.scene import Scene, until
+from faults.scene import Scene
+from oracle.patience import until
 
 FENCED = Gate("fence target", (Check("fenced", Verdict.PASSED, "by the test"),))
 
@@ -119,7 +120,7 @@ def places_of(scene: Scene) -> Iterator[tuple[str, str]]:
     return ((seen.id, str(seen.place)) for seen in SqlTable(scene.engine, scene.mapping).census())
 
 
-def poll_off(scene: Scene, pollers: int = 2, seconds: float = 60.0) -> None:
+def poll_off(scene: Scene, pollers: int = 2) -> None:
     """The application's guarded pollers, until nothing of theirs is queued or running."""
     started = [scene.start("captions.legacy", "--name", f"poller-{number}") for number in range(pollers)]
 
@@ -129,7 +130,7 @@ def poll_off(scene: Scene, pollers: int = 2, seconds: float = 60.0) -> None:
         query = "SELECT COUNT(*) FROM caption_tasks WHERE custody = 'db' AND status IN ('queued', 'running')"
         return scene.sql(query) == [(0,)]
 
-    until(over, seconds, "the pollers' last task", every=0.1)
+    until(over, "the pollers' last task", every=0.1)
     for process in started:
         process.send_signal(signal.SIGTERM)
         # The other one may have done everything before this one was ready to hear a signal.

@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,16 +38,6 @@ _TABLES = (
     "sluice_baseline",
     "sluice_meta",
 )
-
-
-def until(
-    condition: Callable[[], bool], seconds: float = 20.0, what: str = "the condition", every: float = 0.02
-) -> None:
-    """Poll a condition; AssertionError when it does not hold in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} not within {seconds:g} s"
-        time.sleep(every)
 
 
 @dataclass(frozen=True)

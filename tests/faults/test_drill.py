@@ -88,4 +88,4 @@ def test_there_and_back_again_and_once_more_in_an_emergency(tmp_path: Path) -> N
         assert left_in_redis(lab) == []
         phases = lab.sql("SELECT direction, phase FROM sluice_run ORDER BY seq")
         assert list(phases) == [("forward", "rolled_back"), ("back", "cleaned")] * 2
-        lab.clean(Allowances(kills=kills, canary_users=CANARY_USERS), seconds=240)
+        lab.clean(Allowances(kills=kills, canary_users=CANARY_USERS))

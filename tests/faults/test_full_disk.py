@@ -28,8 +28,9 @@ from ansible.module_utils.sluice.services.transfer import Pace, Transfer
 from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED, passed_fence
-from faults.scene import Ending, Scene, until
+from faults.scene import Ending, Scene
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
+from oracle.patience import until
 from stores_fixture import ChangedMariaDB, SmallDisk, attach, load_mapping, small_disk
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -8,8 +8,9 @@ import pytest
 
 from captions import tasks
 from captions.database import make_engine
-from faults.scene import FULL, Scene, is_frozen, until
+from faults.scene import FULL, Scene, is_frozen
 from oracle.journal import Journal
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -20,10 +20,11 @@ import pytest
 from captions import control, tasks
 from captions.database import in_transaction, make_engine
 from captions.outbox import RQPlacer, Sweeper, place_row
-from faults.scene import FULL, Scene, until
+from faults.scene import FULL, Scene
 from oracle.effects import read_effects
 from oracle.journal import Journal
 from oracle.pace import Crew, Pace
+from oracle.patience import until, until_none
 from oracle.stores import TableFacts, unfinished
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -36,8 +37,6 @@ TRANSFER_SECONDS = max(6.0, TASKS / 1000)
 POLLERS = 2
 #: What a polled task takes, so that the pollers' share lasts a third of the transfer and many batches pass beside it.
 POLLED_WORK_MS = round(1000 * POLLERS * TRANSFER_SECONDS / 3 / POLLED)
-#: Seconds for the workers: a third of the rate that two cores shared with another test run have shown.
-DEADLINE = max(300.0, TASKS / 8)
 WEIGHTS = (1, 2, 6, 1)
 CANCEL_SHARE = 0.05
 FIRST_USER = 1_000_000
@@ -138,7 +137,7 @@ def start_pollers(scene: Scene) -> list[subprocess.Popen[str]]:
         scene.start("captions.legacy", "--name", f"legacy-{n}", environment={"CAPTIONS_ENV_FILE": str(settings)})
         for n in range(POLLERS)
     ]
-    until(lambda: all("worker legacy-" in scene.log_of(one) for one in started), 60, "the pollers")
+    until(lambda: all("worker legacy-" in scene.log_of(one) for one in started), "the pollers")
     return started
 
 
@@ -146,7 +145,7 @@ def let_pollers_work(scene: Scene, users: Users, share: int) -> None:
     """Polling is on until the pollers have completed ``share`` tasks in all and the mover released some beside them."""
     before = moved(scene)
     in_transaction(users.engine, lambda connection: control.set_polling(connection, True))
-    until(lambda: polled(scene) >= share and moved(scene) > before, 120, f"{share} polled tasks beside moved ones")
+    until(lambda: polled(scene) >= share and moved(scene) > before, f"{share} polled tasks beside moved ones")
     in_transaction(users.engine, lambda connection: control.set_polling(connection, False))
 
 
@@ -167,11 +166,11 @@ def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
         cancelling = Crew(lambda: cancel_some_of_the_backlog(users, chosen, users.stop), 1, users.stop)
         cancelling.start()
 
-        until(lambda: moved(scene) > 0, 60, "the first batch")
+        until(lambda: moved(scene) > 0, "the first batch")
         let_pollers_work(scene, users, POLLED // 3)
         for share in (30, 100):
             mark = SUBMITTED * share // 200
-            until(lambda mark=mark: sum(users.custodies.values()) >= mark, 300, "submissions", 0.1)  # type: ignore[misc]
+            until(lambda mark=mark: sum(users.custodies.values()) >= mark, "submissions", 0.1)  # type: ignore[misc]
             in_transaction(users.engine, lambda connection, share=share: control.set_route(connection, share))  # type: ignore[misc]
             let_pollers_work(scene, users, POLLED if share == 100 else POLLED * 2 // 3)
         for process in pollers:
@@ -185,7 +184,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
         assert ending.status == 0, (ending.report, ending.stderr)
         moved_after = time.monotonic() - began
 
-        until(lambda: not unfinished(scene.database_url, TableFacts()), DEADLINE, "the end of all tasks", 1)
+        until_none(lambda: unfinished(scene.database_url, TableFacts()), "unfinished tasks", 1)
         for process in workers:
             process.send_signal(signal.SIGTERM)
         for process in workers:

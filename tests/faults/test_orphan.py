@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from faults.mover import REFUSED
-from faults.scene import Scene, is_frozen, until
+from faults.scene import Scene, is_frozen
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.playbook_lab import TESTS, PlaybookLab, alive, end_family, frozen, lab_in, until
+from faults.playbook_lab import TESTS, PlaybookLab, alive, end_family, frozen, lab_in
 from faults.scene import FULL
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TASKS = 250
@@ -53,7 +54,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
 def frozen_orphan(lab: PlaybookLab, playbook: str, arrow: str) -> Iterator[int]:
     """The module of a command whose ansible-playbook was killed when the module stood there; never left behind."""
     run = lab.start_with(freezing_at(arrow), playbook, **SIZE)
-    until(lambda: any(frozen(pid) for pid in run.modules()) or run.process.poll() is not None, 180, "the arrow")
+    until(lambda: any(frozen(pid) for pid in run.modules()) or run.process.poll() is not None, "the arrow")
     assert run.process.poll() is None, run.log.read_text()
     (module,) = run.kill_ansible_alone()
     try:
@@ -85,7 +86,7 @@ def test_the_same_command_finishes_and_the_orphan_writes_nothing(lab: PlaybookLa
         assert frozen(orphan), "the orphan did not sleep through it"
         settled = lab.contents()
         os.kill(orphan, signal.SIGCONT)
-        until(lambda: not alive(orphan), 30, "the end of the orphaned module")
+        until(lambda: not alive(orphan), "the end of the orphaned module")
     assert lab.contents() == settled
     lab.clean()
 

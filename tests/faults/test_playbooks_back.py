@@ -12,7 +12,8 @@ from typing import cast
 
 import pytest
 
-from faults.playbook_lab import Outcome, PlaybookLab, lab_in, until
+from faults.playbook_lab import Outcome, PlaybookLab, lab_in
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FOREIGN = b"\n# ours\nUMLAUT=\xc3\xa4\nLAST=no newline"
@@ -51,13 +52,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         settings = lab.layout.env_file.read_bytes()
         with lab.traffic(rate=4, hz=4):
             yield Story(lab, settings)
-        lab.clean(seconds=90)
+        lab.clean()
 
 
 def _backlog_in_rq(lab: PlaybookLab, count: int) -> None:
     """Live submissions pile up in RQ, because its workers end."""
     lab.lab.supervisor.stop_group("rqworkers")
-    until(lambda: lab.count("custody = 'rq' AND status = 'queued'") >= count, 60, "a backlog in RQ")
+    until(lambda: lab.count("custody = 'rq' AND status = 'queued'") >= count, "a backlog in RQ")
 
 
 def test_the_source_is_let_in_again_beside_the_target(story: Story) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.playbook_lab import ROOT, PlaybookLab, lab_in, until
+from faults.playbook_lab import ROOT, PlaybookLab, lab_in
+from oracle.patience import until, until_none
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -51,7 +52,7 @@ def test_a_worker_that_still_reaches_redis_runs_nothing_it_no_longer_owns(tmp_pa
         far.chmod(0o600)
         lab.lab.supervisor.stop_group("rqworkers")
         with lab.traffic(rate=15, hz=4):
-            until(lambda: lab.count("custody = 'rq' AND status = 'queued'") >= 60, 60, "tasks born in RQ")
+            until(lambda: lab.count("custody = 'rq' AND status = 'queued'") >= 60, "tasks born in RQ")
             lab.run("emergency-rollback", queue_redis_url=GONE, queue_run_reason="cut off").done()
         assert lab.count("custody <> 'db' AND status IN ('queued', 'running')") == 0
         before = queued_in_redis(lab)
@@ -59,17 +60,10 @@ def test_a_worker_that_still_reaches_redis_runs_nothing_it_no_longer_owns(tmp_pa
 
         # Its host was never reached. It takes every job there is, and can begin none: its account is locked.
         with worker_out_of_reach(far) as worker:
-            left = before
-            while left:  # how many there are depends on how long the rollback took: each must only be taken in time
-                until(
-                    lambda left=left: queued_in_redis(lab) < left,
-                    60,
-                    f"the next of {left} jobs taken by the far worker",
-                )
-                left = queued_in_redis(lab)
+            until_none(lambda: queued_in_redis(lab), "jobs that the far worker has not taken")
             assert worker.poll() is None
 
         again = lab.run("emergency-rollback", queue_run_reason="cut off").done()
         assert "this run's now" in again.output
         assert lab.phase == "cleaned"
-        lab.clean(seconds=90)
+        lab.clean()

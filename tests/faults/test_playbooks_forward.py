@@ -56,7 +56,7 @@ def test_it_is_validated_and_nobody_was_turned_away(migrated: Migrated) -> None:
     assert lab.route == (100, 0)
     assert lab.legacy_locked and lab.running("legacy") == 0
     assert migrated.probes.turned_away_probes == 0, migrated.probes
-    lab.clean(seconds=120)
+    lab.clean()
 
 
 def test_the_report_is_a_balance_for_a_change_ticket(migrated: Migrated) -> None:
@@ -135,4 +135,4 @@ def test_cleanup_archives_and_removes_what_is_ours(migrated: Migrated) -> None:
     moved = {record["task"] for record in records if record.get("mark") == "moved"}
     assert moved == {row[0] for row in lab.sql("SELECT task_id FROM sluice_task WHERE mark = 'moved'")}
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
-    lab.clean(seconds=60)
+    lab.clean()

@@ -48,7 +48,7 @@ def _taken_back(lab: PlaybookLab) -> None:
     assert re.search(r"^DATABASE_POLLING_ENABLED=true$", settings, re.MULTILINE), "polling stayed off"
     assert not re.search(r"^RQ_ENABLED=true$", settings, re.MULTILINE), "RQ stayed on"
     assert lab.running("legacy") == 1
-    lab.clean(seconds=60)
+    lab.clean()
 
 
 def _mapping(tmp_path: Path, **source: Any) -> str:

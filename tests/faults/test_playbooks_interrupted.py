@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in, until
+from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = 900
@@ -84,7 +85,7 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     command = ("--skip-tags", "always,gates,preflight,fence,verify")
     slow = {"queue_transfer_rate": 30, "queue_transfer_batch": 15}
     first = lab.start("migrate", *command, **slow)
-    until(lambda: lab.phase == "opened" or first.process.poll() is not None, 60, "an open run")
+    until(lambda: lab.phase == "opened" or first.process.poll() is not None, "an open run")
 
     second = lab.run("migrate")
     second.refused("another run is at work")
@@ -95,12 +96,12 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     assert orphans, "no module lived on"
     moved_at_kill = lab.moved
     lab.run("migrate", "--start-at-task", TRANSFER, **FORGED).refused("belongs to", "not to 'me'")
-    until(lambda: not any(alive(pid) for pid in orphans), 30, "the end of the orphaned module")
+    until(lambda: not any(alive(pid) for pid in orphans), "the end of the orphaned module")
     assert moved_at_kill <= lab.moved < TASKS
 
     third = lab.start("migrate", **slow)
     _wait_for_moves(lab, third, lab.moved + 100)
-    until(lambda: bool(third.modules()) or third.process.poll() is not None, 10, "a module at work")
+    until(lambda: bool(third.modules()) or third.process.poll() is not None, "a module at work")
     (module,) = third.modules()[-1:]
     os.kill(module, signal.SIGKILL)
     broken = third.wait(60)
@@ -112,10 +113,10 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     assert "resumed" in last.output
     assert lab.phase == "validated"
     assert lab.moved_of_users == TASKS
-    lab.clean(seconds=120)
+    lab.clean()
 
 
 def _wait_for_moves(lab: PlaybookLab, run: Run, number: int) -> None:
-    until(lambda: lab.moved >= number or run.process.poll() is not None, 240, f"{number} moved tasks")
+    until(lambda: lab.moved >= number or run.process.poll() is not None, f"{number} moved tasks")
     assert run.process.poll() is None, run.log.read_text()
     assert lab.moved < TASKS, "the transfer was over before it could be killed"

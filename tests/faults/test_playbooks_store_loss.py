@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.playbook_lab import TESTS, Outcome, PlaybookLab, lab_in, until
+from faults.playbook_lab import TESTS, Outcome, PlaybookLab, lab_in
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = 60
@@ -37,7 +38,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
 
 
 def _stop_workers_at_the_fence(lab: PlaybookLab) -> None:
-    until(lambda: lab.phase in ("fenced", "aborted"), 300, "the fence")
+    until(lambda: lab.phase in ("fenced", "aborted"), "the fence")
     lab.lab.supervisor.stop_group("rqworkers")
 
 
@@ -57,7 +58,7 @@ def _submit(lab: PlaybookLab, count: int) -> None:
         capture_output=True,
     )  # fmt: skip
     assert accepted.read_bytes().count(b"\n") == lines + count
-    until(lambda: lab.count("custody = 'rq' AND enqueued_at IS NULL") == 0, 20, "every row's job")
+    until(lambda: lab.count("custody = 'rq' AND enqueued_at IS NULL") == 0, "every row's job")
 
 
 def _unfinished(lab: PlaybookLab) -> set[str]:
@@ -100,7 +101,7 @@ def test_an_emptied_redis_is_named_and_recovered(lab: PlaybookLab) -> None:
     lab.run("migrate").done()
 
     assert lab.phase == "validated"
-    lab.clean(seconds=120)
+    lab.clean()
 
 
 def test_a_redis_that_came_back_with_its_data_loses_nothing(lab: PlaybookLab) -> None:
@@ -109,13 +110,13 @@ def test_a_redis_that_came_back_with_its_data_loses_nothing(lab: PlaybookLab) ->
     waiting = _unfinished(lab)
     lab.lab.supervisor.stop_group("redis")
     lab.lab.supervisor.start_group("redis")
-    until(lambda: lab.mariadb.answers() and _jobs(lab) >= waiting, 20, "Redis with its data")
+    until(lambda: lab.mariadb.answers() and _jobs(lab) >= waiting, "Redis with its data")
 
     lab.run("migrate").done()
     lab.lab.supervisor.start_group("rqworkers")
 
     assert lab.phase == "validated"
-    lab.clean(seconds=60)
+    lab.clean()
 
 
 def test_a_redis_that_came_back_without_its_data_is_recovered(lab: PlaybookLab) -> None:
@@ -126,14 +127,14 @@ def test_a_redis_that_came_back_without_its_data_is_recovered(lab: PlaybookLab) 
     shutil.rmtree(lab.layout.redis / "appendonlydir")
     (lab.layout.redis / "dump.rdb").unlink(missing_ok=True)
     lab.lab.supervisor.start_group("redis")
-    until(lambda: _jobs(lab) == set(), 20, "an empty Redis")
+    until(lambda: _jobs(lab) == set(), "an empty Redis")
 
     lab.run("migrate").refused("recover.yml")
     assert _placed(lab.run("recover", queue_recover_reason=REASON).done()) >= len(lost)
     lab.run("migrate").done()
 
     assert lab.phase == "validated"
-    lab.clean(seconds=60)
+    lab.clean()
 
 
 def test_a_database_restored_from_our_backup_is_refused(lab: PlaybookLab) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from faults.playbook_lab import CANARY_USERS, ROOT, PlaybookLab, lab_in, until
+from faults.playbook_lab import CANARY_USERS, ROOT, PlaybookLab, lab_in
 from oracle.judge import Allowances
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = 40
@@ -22,7 +23,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
     """One unguarded worker that works for minutes on its first task; whoever starts later works fast."""
     with lab_in(tmp_path_factory.mktemp("ung"), legacy_kind="unguarded", work_ms=500_000) as made:
         made.seed(TASKS)
-        until(lambda: made.layout.effects_file.stat().st_size > 0, 20, "the worker's first task")
+        until(lambda: made.layout.effects_file.stat().st_size > 0, "the worker's first task")
         settings = made.layout.env_file.read_text()
         made.layout.env_file.write_text(re.sub(r"^WORK_MS=.*$", "WORK_MS=0", settings, flags=re.MULTILINE))
         yield made
@@ -72,7 +73,7 @@ def test_what_a_killed_worker_had_begun_is_held_and_nobody_claims_behind_the_fen
     log = lab.layout.logs / "legacy_0.log"
     before = log.stat().st_size
     lab.lab.supervisor.start_group("legacy")
-    until(lambda: log.read_text()[before:].count("database error") >= 2, 20, "two refusals")
+    until(lambda: log.read_text()[before:].count("database error") >= 2, "two refusals")
     assert [task for side, task in _starts(lab.layout.effects_file) if side == "db"] == [begun]
     lab.lab.supervisor.stop_group("legacy")
     lab.layout.env_file.write_text(settings)

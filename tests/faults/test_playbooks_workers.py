@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.playbook_lab import lab_in, until
+from faults.playbook_lab import lab_in
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BOOK = """
@@ -55,7 +56,7 @@ def test_drained_started_and_killed(tmp_path: Path, tmp_path_factory: pytest.Tem
         before = pids("legacy")
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)  # supervisord starts it again, before the kill or in the middle of it
-        until(lambda: before[0] not in pids("legacy"), 10, "the worker is gone")
+        until(lambda: before[0] not in pids("legacy"), "the worker is gone")
         changed, output = see("killed")
         assert changed == 1 and "killed: legacy_1" in output
         assert "legacy_0 legacy_1" in output  # neither is proved to have ended its task

@@ -24,8 +24,9 @@ from rq.serializers import JSONSerializer
 from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
-from faults.scene import QUEUES, Scene, is_frozen, until
+from faults.scene import QUEUES, Scene, is_frozen
 from lab.stores import free_port
+from oracle.patience import until
 from stores_fixture import ChangedMariaDB, SkewedRedis
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -138,7 +139,7 @@ def test_a_small_difference_changes_no_time(skewed: Skewed) -> None:
         scene.work_off(1)
         return not any(scene.client.zcard(f"rq:scheduled:{queue}") for queue in QUEUES)
 
-    until(all_enqueued, seconds=2 * DELAY, what="the time of the last delayed task", every=0.2)
+    until(all_enqueued, what="the time of the last delayed task", every=0.2)
     scheduler.release_locks()  # type: ignore[no-untyped-call]
     scene.work_off()
     verdict = scene.verdict()
@@ -174,7 +175,7 @@ def test_the_lease_goes_by_the_databases_clock_alone(skewed: Skewed, database: f
             return False
         return True
 
-    until(takes_over, seconds=10, what="the end of the first lease", every=0.1)
+    until(takes_over, what="the end of the first lease", every=0.1)
     assert time.monotonic() - frozen_at < 6, "the lease lasts as long as it was taken for"
     before = scene.fingerprint()
     mover.send_signal(signal.SIGCONT)

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
-from faults.scene import Scene, is_frozen, until
+from faults.scene import Scene, is_frozen
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

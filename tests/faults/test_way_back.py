@@ -11,8 +11,9 @@ from captions import tasks
 from captions.database import make_engine
 from faults.mover import REFUSED
 from faults.rollback import Rollback, held, open_back, poll_off, rows
-from faults.scene import FULL, Scene, is_frozen, until
+from faults.scene import FULL, Scene, is_frozen
 from oracle.judge import Allowances
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

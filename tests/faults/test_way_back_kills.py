@@ -14,8 +14,9 @@ import pytest
 from ansible.module_utils.sluice.core.homecoming import Policy
 
 from faults.rollback import Rollback, held, poll_off, rows
-from faults.scene import FULL, QUEUES, Scene, until
+from faults.scene import FULL, QUEUES, Scene
 from oracle.judge import Allowances
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

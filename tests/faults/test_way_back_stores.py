@@ -18,8 +18,9 @@ from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
 from faults.rollback import Rollback, held, open_back, poll_off, rows
-from faults.scene import FULL, QUEUES, Scene, is_frozen, until
+from faults.scene import FULL, QUEUES, Scene, is_frozen
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
+from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

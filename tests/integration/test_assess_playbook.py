@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from faults.playbook_lab import Outcome, PlaybookLab, lab_in, until
+from faults.playbook_lab import Outcome, PlaybookLab, lab_in
+from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PROMISE_SECONDS = 30.0
@@ -97,4 +98,4 @@ def test_the_database_is_frozen(lab: PlaybookLab) -> None:
     with frozen(lab, "mariadb"):
         said = asked(lab).output
     assert "action       bring the database back first" in said, said
-    until(lambda: lab.count("1 = 1") >= 0, 20, "the database")
+    until(lambda: lab.count("1 = 1") >= 0, "the database")

@@ -12,13 +12,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
+from oracle.patience import until
 
 pytestmark = pytest.mark.slow
 
@@ -127,13 +127,6 @@ class Play:
         return sorted(str(path.relative_to(self.remote)) for path in self.remote.rglob("*"))
 
 
-def until(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
-
-
 def children_of(pid: int) -> list[int]:
     listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(word) for word in listing.split()]
@@ -171,15 +164,15 @@ def test_a_long_step_says_how_far_it_is_and_then_that_it_is_at_work(
 def test_ansible_killed_alone_leaves_no_file_and_no_process(tmp_path: Path, started: list[Play]) -> None:
     play = Play(tmp_path, 9.0, 0.0)
     started.append(play)
-    until(lambda: bool(play.lines), 30, lambda: play.output)
+    until(lambda: bool(play.lines), lambda: play.output)
     assert any(name.endswith("/progress") for name in play.left())
     [worker] = [pid for pid in children_of(play.process.pid) if "ansible-playbook" in _command(pid)]
     module = int(play.proof.read_text())
     play.process.kill()
     play.process.wait()
     assert _alive(module), "the module goes on: only ansible-playbook was killed"
-    until(lambda: not _alive(module), 20, lambda: "the module does not end")
-    until(lambda: not _alive(worker), 20, lambda: "the worker process, with its thread, does not end")
+    until(lambda: not _alive(module), lambda: "the module does not end")
+    until(lambda: not _alive(worker), lambda: "the worker process, with its thread, does not end")
     assert play.left() == []
     assert len(play.lines) == 1, "a line was shown to nobody"
 

@@ -189,9 +189,7 @@ class SupervisordWorkers:
         owners = {among[pid].user for pid in kept if pid in among}
         above = ancestors(daemon.pid, among)  # what started supervisord is nothing that its workers left
         strays = {
-            pid: process
-            for pid, process in among.items()
-            if pid not in above and not family_ends_in(pid, kept, among)
+            pid: process for pid, process in among.items() if pid not in above and not family_ends_in(pid, kept, among)
         }
         found = list(self._of_group(group, strays))
         for process in strays.values():
