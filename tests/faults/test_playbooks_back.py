@@ -17,6 +17,8 @@ from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FOREIGN = b"\n# ours\nUMLAUT=\xc3\xa4\nLAST=no newline"
+#: Where nothing listens.
+NOBODY = "http://127.0.0.1:1/"
 QUICK = {"queue_soak_seconds": 0, "queue_soak_sample_min": 4}
 
 
@@ -99,9 +101,10 @@ def test_an_emergency_without_redis_serves_again_and_reconciles_when_it_is_back(
     _backlog_in_rq(lab, 100)
     lab.lab.supervisor.stop_group("redis")
 
-    outcome = lab.run("emergency-rollback", queue_run_started="requeue").done()
+    outcome = lab.run("emergency-rollback", queue_run_started="requeue", queue_notify_url=NOBODY).done()
 
     assert lab.phase == "validated"
+    assert outcome.output.count("the message was not taken") == 2, "it goes on, and says so"
     story.alive_again()
     _within_budget(outcome)
     assert "Redis cannot be used" in outcome.output

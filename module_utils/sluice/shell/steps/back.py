@@ -77,7 +77,7 @@ def take_stamp(system: System, run: Run, lease: Lease) -> tuple[bool, str]:
     except StoreError as error:
         if not runs.is_emergency(run):
             raise
-        reading = f"Redis cannot be used ({error}): the rows alone decide"
+        reading = f"Redis cannot be used ({error.where}: {error.what.rstrip('.')}): the rows alone decide"
         system.ledger.record(lease, "measure", "target store", "", {"usable": False, "reason": reading})
         return False, reading
     return True, reading
