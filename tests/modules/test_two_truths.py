@@ -141,9 +141,10 @@ def test_a_second_operator_is_refused_while_the_lease_is_renewed(site: Site, mon
 
 def test_a_second_operator_waits_visibly_and_takes_over_what_expired(site: Site) -> None:
     site.open()
-    site.sql("UPDATE sluice_lease SET expires_at = UTC_TIMESTAMP(6) + INTERVAL 500000 MICROSECOND")
+    site.sql("UPDATE sluice_lease SET expires_at = UTC_TIMESTAMP(6) + INTERVAL 60 SECOND")
     first = site.call("queue_run", owner=SECOND, sliced=True).assert_done()
     assert f"waiting for the lease of '{OWNER}'" in first.result["lines"][0]
+    site.sql("UPDATE sluice_lease SET expires_at = UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")
     taken = site.call("queue_run", owner=SECOND, sliced=True, cursor=first.result["cursor"]).assert_done()
     assert "cursor" not in taken.result
     assert taken.result["owner"] == SECOND

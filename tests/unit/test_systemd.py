@@ -199,13 +199,13 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     made = Tree(tmp_path / "cgroup")
     made.root.mkdir()
     yield made
-    for process in made.started:
-        process.kill()
-        process.communicate()
-    for pid in made.strays:
+    for pid in made.strays:  # first: they hold the pipes that are read to their end below
         stray = Processes().look(pid)
         if stray is not None:
             Processes().send(stray, signal.SIGKILL)
+    for process in made.started:
+        process.kill()
+        process.communicate()
 
 
 def supervised(systemctl: FakeSystemctl, tree: Tree) -> SystemdWorkers:
