@@ -72,7 +72,7 @@ lines:
 """
 
 from ansible.module_utils.sluice.shell import runner
-from ansible.module_utils.sluice.shell.steps import prepare
+from ansible.module_utils.sluice.shell.steps import hosts
 
 ARGUMENT_SPEC = {
     "path": {"type": "path", "required": True},
@@ -86,7 +86,7 @@ RETURNS: dict[str, object] = {"diff": {}, "backup_file": "", "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, prepare.config, RETURNS)
+    runner.run(ARGUMENT_SPEC, hosts.config, RETURNS)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,12 @@ class Scene:
 
     # -- processes ----------------------------------------------------------------------------------------------
 
-    def start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-m"),
+    ) -> subprocess.Popen[str]:
         """A Python module as a process, with the application's settings; URLs go by environment."""
         paths = os.pathsep.join(str(path) for path in (TESTS, ROOT / "app"))
         environment = {
@@ -133,7 +138,7 @@ class Scene:
             **(environment or {}),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [*program, *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=(self.directory / f"process-{len(self.processes)}.log").open("w"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.sluice.core.homecoming import Policy
 
+from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, poll_off, rows
-from faults.scene import FULL, QUEUES, Scene
+from faults.scene import FULL, QUEUES, TESTS, Scene
 from oracle.judge import Allowances
 from oracle.patience import until
 
@@ -23,6 +25,13 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 TASKS = 200 if FULL else 12
 WORK_MS = 20_000
 ONE, SEVERAL = ("normal",), QUEUES
+OURS = "ours"
+#: Which RQ the workers are of, and how many queues they listen to: RQ takes jobs in another way from several.
+WHOSE = [(OURS, ONE), (OURS, SEVERAL)] + [
+    (generation, queues)
+    for generation, short in zip(RQ_GENERATIONS, (ONE, SEVERAL), strict=True)
+    for queues in ((ONE, SEVERAL) if FULL else (short,))
+]
 
 
 @dataclass
@@ -31,11 +40,15 @@ class Workers:
 
     scene: Scene
     settings: Path
+    python: Path
 
     def start(self, *options: str, queues: tuple[str, ...]) -> subprocess.Popen[str]:
         """A worker with a work horse for each job."""
-        arguments = ("faults.dying_worker", "--name", "rq", *options, *queues)
-        return self.scene.start(*arguments, environment={"CAPTIONS_ENV_FILE": str(self.settings)})
+        return self.scene.start(
+            *("--name", "rq", *options, *queues),
+            environment={"CAPTIONS_ENV_FILE": str(self.settings)},
+            program=(str(self.python), str(TESTS / "faults" / "dying_worker.py")),
+        )
 
     def alive(self) -> dict[int, int]:
         """Process ids of workers, horses and schedulers, with those of their parents."""
@@ -88,14 +101,21 @@ class Workers:
 
 
 @pytest.fixture
-def workers(scene: Scene, request: pytest.FixtureRequest) -> Workers:
+def python(request: pytest.FixtureRequest) -> Path:
+    """The interpreter of the workers, whose RQ is ours unless the test says otherwise."""
+    generation = getattr(request, "param", OURS)
+    return Path(sys.executable) if generation == OURS else environment(generation)
+
+
+@pytest.fixture
+def workers(scene: Scene, python: Path, request: pytest.FixtureRequest) -> Workers:
     """A moved backlog, a share of it with a time, and nobody at work."""
     settings = scene.directory / "rq.env"
     settings.touch(mode=0o600)
     settings.write_text(f"{scene.env_file.read_text()}WORK_MS={WORK_MS}\n")
     scene.seed(TASKS, delayed_share=getattr(request, "param", 0.0), delay=3600.0)
     scene.move_to_the_end()
-    return Workers(scene, settings)
+    return Workers(scene, settings, python)
 
 
 def dies(point: str) -> Callable[[Workers, tuple[str, ...]], None]:
@@ -160,7 +180,12 @@ KILLS: dict[str, tuple[Kill, dict[str, int], dict[str, int], int]] = {
 }
 
 
-@pytest.mark.parametrize("queues", [ONE, SEVERAL], ids=["one queue", "several"])
+@pytest.mark.parametrize(
+    ("python", "queues"),
+    WHOSE,
+    ids=[f"{whose}-{'one queue' if queues == ONE else 'several'}" for whose, queues in WHOSE],
+    indirect=["python"],
+)
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_worker_costs_no_task(workers: Workers, kill: str, queues: tuple[str, ...]) -> None:
     scene = workers.scene

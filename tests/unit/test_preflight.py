@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from ansible.module_utils.sluice.adapters.sql_dialect import MARIADB
 from ansible.module_utils.sluice.adapters.sql_health import missing_privileges, parse_grants
 from ansible.module_utils.sluice.core.errors import SluiceError, StoreError
 from ansible.module_utils.sluice.core.verdicts import Check, Verdict
@@ -20,7 +21,7 @@ GOOD_REDIS = RedisReadings(
 GOOD_SQL = SqlReadings(
     "database d at h",
     "sluice@%",
-    True,
+    (10, 5),
     (10, 11, 19),
     {"tasks": "InnoDB"},
     1,
@@ -110,8 +111,8 @@ def test_redis(name: str, changes: dict[str, object], verdict: Verdict) -> None:
     ("name", "changes", "verdict"),
     [
         ("sql_version", {"version": (10, 4)}, F),
-        ("sql_version", {"version": (8, 0, 36), "mariadb": False}, P),
-        ("sql_version", {"version": (5, 7), "mariadb": False}, F),
+        ("sql_version", {"version": (8, 0, 36), "oldest": (8, 0)}, P),
+        ("sql_version", {"version": (5, 7), "oldest": (8, 0)}, F),
         ("sql_version", {"version": None}, U),
         ("sql_engine", {"engines": {"tasks": "MyISAM"}}, F),
         ("sql_engine", {"engines": {"tasks": ""}}, F),
@@ -200,7 +201,7 @@ MOVER = [
 
 
 def test_the_movers_privileges_are_found_complete() -> None:
-    assert missing_privileges(parse_grants(MOVER), "captions", mariadb=True) == []
+    assert missing_privileges(parse_grants(MOVER), "captions", MARIADB) == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_the_movers_privileges_are_found_complete() -> None:
 )
 def test_each_missing_privilege_is_named(line: int, changed: str, missing: list[str] | None) -> None:
     grants = [changed if number == line else text for number, text in enumerate(MOVER)]
-    found = missing_privileges(parse_grants(grants), "captions", mariadb=True)
+    found = missing_privileges(parse_grants(grants), "captions", MARIADB)
     if missing is None:
         assert "CREATE ON `captions\\_sluice\\_verify\\_%`.*" in found
     else:
@@ -229,7 +230,7 @@ def test_root_has_everything_and_column_grants_are_read() -> None:
             "GRANT PROXY ON ''@'%' TO `root`@`localhost`",
         ]
     )
-    assert missing_privileges(root, "captions", mariadb=True) == []
+    assert missing_privileges(root, "captions", MARIADB) == []
     [grant] = parse_grants(["GRANT SELECT (`a`, `b`), UPDATE (`a`) ON `d`.`t` TO `u`@`%`"])
     assert grant.privileges == {"SELECT", "UPDATE"}
     assert (grant.database, grant.table) == ("d", "t")

@@ -15,6 +15,7 @@ from ..core.errors import StoreError
 from . import sql_connect
 from .factory import Settings, System
 from .redis_connect import ReadOnlyRedis
+from .sql_dialect import dialect_named
 
 
 class BoundedSystem(System):
@@ -39,13 +40,10 @@ class BoundedSystem(System):
         options |= {"connect_timeout": self.seconds, "read_timeout": self.seconds, "write_timeout": self.seconds}
 
     def _limit_statements(self, connection: Any, record: Any) -> None:
-        mariadb = "MariaDB" in str(connection.get_server_info())
+        dialect = dialect_named(str(connection.get_server_info()))
         with connection.cursor() as cursor:
             cursor.execute("SET SESSION TRANSACTION READ ONLY")
-            if mariadb:
-                cursor.execute(f"SET SESSION max_statement_time = {self.seconds:g}")
-            else:
-                cursor.execute(f"SET SESSION max_execution_time = {int(self.seconds * 1000)}")
+            cursor.execute(dialect.statement_limit(self.seconds))
 
     @cached_property
     def redis(self) -> redis.Redis:

@@ -20,6 +20,7 @@ from .redis_connect import speaking as speaking_redis
 from .rq import RqQueues
 from .rq_source import RqSource
 from .sql_connect import reading, transaction
+from .sql_dialect import WRITABLE_COLUMNS
 from .sql_home import SqlHome
 from .sql_table import SqlTable
 
@@ -81,13 +82,7 @@ def _copy_a_row(engine: Engine, mapping: TaskMapping, tried: TaskMapping) -> tup
     table, copy = mapping.source.table, tried.source.table
     with transaction(engine) as connection:
         connection.exec_driver_sql(f"CREATE TABLE `{copy}` LIKE `{table}`")
-        columns = connection.execute(
-            sa.text(
-                "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
-                " AND table_name = :table AND extra NOT LIKE '%GENERATED%' ORDER BY ordinal_position"
-            ),
-            {"table": table},
-        ).scalars()
+        columns = connection.execute(WRITABLE_COLUMNS, {"table": table}).scalars()
         names = list(columns)
         original, made = (sa.table(name, *map(sa.column, names)) for name in (table, copy))
         row = sa.select(*[original.c[name] for name in names]).limit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from sqlalchemy.engine import Connection, Engine
 from ..core.errors import StoreError
 from ..core.verdicts import Check, Verdict
 from ..ports.preparation import AccountChange
-from .sql_connect import is_mariadb, place, reading
+from .sql_connect import place, reading
+from .sql_dialect import ACCOUNT_LOCKED, NATIVE_PLUGIN, dialect_of, native_digest
 from .sql_fence import Account
 from .sql_health import Grant, check_login, database_fits, parse_grants
 
@@ -23,8 +23,6 @@ _RIGHT = re.compile(
     r"(?:(?P<database>[A-Za-z0-9_$]{1,64})\.)?(?P<table>[A-Za-z0-9_$]{1,64}|\*)\Z"
 )
 _ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,80}@[A-Za-z0-9_.:%/-]{1,200}\Z")
-_NATIVE = "mysql_native_password"
-_LOCKED = ("4151", "3118")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,8 +80,7 @@ class SqlAccounts:
             if str(connection.scalar(sa.text("SELECT CURRENT_USER()"))) == account:
                 raise StoreError(f"{account} is the mover's own account.", where=place(self.engine),
                                  next_step="name an account of the side's own.")  # fmt: skip
-            mariadb = is_mariadb(connection)
-            state = _state(connection, who, mariadb)
+            state = _state(connection, who)
             same = None if state is None else self._same_password(state, who, password)
             missing = wanted if state is None else _missing(_grants(connection, who), wanted)
             actions = ["create the account"] if state is None else [] if same is not False else ["set its password"]
@@ -91,35 +88,31 @@ class SqlAccounts:
             if check_mode:
                 return AccountChange(account, bool(actions), actions, [])
             if state is None or same is False:
-                self._set_password(connection, who, password, mariadb, new=state is None)
+                self._set_password(connection, who, password, new=state is None)
             for right in missing:
                 _grant(connection, who, right)
             connection.commit()
-            checks = self._re_read(connection, who, wanted, mariadb)
+            checks = self._re_read(connection, who, wanted)
         return AccountChange(account, bool(actions), actions, [*checks, self._login(who, password)])
 
     def _same_password(self, state: tuple[str, str], who: Account, password: str) -> bool | None:
         """Whether the account has this password; None when it cannot be told."""
         plugin, stored = state
-        if plugin == _NATIVE:
-            return stored.upper() == _native_hash(password)
+        if plugin == NATIVE_PLUGIN:
+            return stored.upper() == native_digest(password)
         refusal = self._refusal(who, password)
         if refusal is None:
             return True
         # A locked account, or one for other hosts, says nothing about its password.
         return False if "1045" in refusal and self._from_here(who) else None
 
-    def _set_password(self, connection: Connection, who: Account, password: str, mariadb: bool, *, new: bool) -> None:
+    def _set_password(self, connection: Connection, who: Account, password: str, *, new: bool) -> None:
         verb = "CREATE USER" if new else "ALTER USER"
-        # Past SQLAlchemy, whose errors show parameters. MariaDB gets the digest, so no log of it has the password.
+        words, secret = dialect_of(connection).password_words(password)
+        # Past SQLAlchemy, whose errors show parameters.
         raw = connection.connection.cursor()
         try:
-            if mariadb:
-                raw.execute(
-                    f"{verb} %s@%s IDENTIFIED VIA {_NATIVE} USING %s", (who.user, who.host, _native_hash(password))
-                )
-            else:
-                raw.execute(f"{verb} %s@%s IDENTIFIED BY %s", (who.user, who.host, password))
+            raw.execute(f"{verb} %s@%s {words}", (who.user, who.host, secret))
         except pymysql.MySQLError as error:
             code = error.args[0] if error.args else 0
             raise StoreError(
@@ -130,9 +123,9 @@ class SqlAccounts:
         finally:
             raw.close()
 
-    def _re_read(self, connection: Connection, who: Account, wanted: Sequence[Right], mariadb: bool) -> list[Check]:
+    def _re_read(self, connection: Connection, who: Account, wanted: Sequence[Right]) -> list[Check]:
         name = f"sql_account_{who}"
-        if _state(connection, who, mariadb) is None:
+        if _state(connection, who) is None:
             return [Check(name, Verdict.FAILED, "re-read: there is no such account", "look at the server's log")]
         grants = _grants(connection, who)
         missing = _missing(grants, wanted)
@@ -149,12 +142,12 @@ class SqlAccounts:
         refusal = self._refusal(who, password)
         if refusal is None:
             return Check(name, Verdict.PASSED, "logged in")
-        if any(f"(error {code})" in refusal for code in _LOCKED):
+        if any(f"(error {code})" in refusal for code in ACCOUNT_LOCKED):
             return Check(name, Verdict.PASSED, "the account is locked: its side is fenced; it was left locked")
         if not self._from_here(who):
             with reading(self.engine) as connection:
-                state = _state(connection, who, is_mariadb(connection))
-            if state is not None and state[0] == _NATIVE and state[1].upper() == _native_hash(password):
+                state = _state(connection, who)
+            if state is not None and state[0] == NATIVE_PLUGIN and state[1].upper() == native_digest(password):
                 return Check(name, Verdict.PASSED, "for other hosts than this; the stored digest is of the password")
             return Check(name, Verdict.UNKNOWN, f"for other hosts than this: {refusal}", "log in from such a host")
         return Check(name, Verdict.FAILED, refusal, "look for another account that fits the same user and host better")
@@ -181,23 +174,11 @@ class SqlAccounts:
         return who.host in (own, "localhost", "127.0.0.1", "::1") or database_fits(who.host, own)
 
 
-def _native_hash(password: str) -> str:
-    """The digest that the server keeps for mysql_native_password: SHA-1 of SHA-1, not ours to choose."""
-    inner = hashlib.sha1(password.encode(), usedforsecurity=False).digest()
-    return "*" + hashlib.sha1(inner, usedforsecurity=False).hexdigest().upper()
-
-
-def _state(connection: Connection, who: Account, mariadb: bool) -> tuple[str, str] | None:
+def _state(connection: Connection, who: Account) -> tuple[str, str] | None:
     """The account's login plugin and stored digest, or None when there is no such account."""
-    question = (
-        "SELECT COALESCE(JSON_VALUE(Priv, '$.plugin'), 'mysql_native_password'), "
-        "COALESCE(JSON_VALUE(Priv, '$.authentication_string'), '') "
-        "FROM mysql.global_priv WHERE User = :user AND Host = :host"
-        if mariadb
-        else "SELECT plugin, authentication_string FROM mysql.user WHERE User = :user AND Host = :host"
-    )
-    row = connection.execute(sa.text(question), {"user": who.user, "host": who.host}).first()
-    return None if row is None else (_text(row[0]), _text(row[1]))
+    question = sa.text(dialect_of(connection).login)
+    row = connection.execute(question, {"user": who.user, "host": who.host}).first()
+    return None if row is None else (_text(row.plugin), _text(row.digest))
 
 
 def _grants(connection: Connection, who: Account) -> list[Grant]:

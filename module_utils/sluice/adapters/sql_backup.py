@@ -28,6 +28,7 @@ from ..core.errors import StoreError
 from ..core.verdicts import Check, Verdict
 from ..ports.preparation import Artefact, Progress, Taken
 from .sql_connect import NO_ROOM_NEXT, place, reading, says_full, speaking
+from .sql_dialect import CLIENT_PROGRAMS, DUMP_PROGRAMS, dialect_named
 
 DATA = "tables.sql.gz"
 STRUCTURE = "structure.sql.gz"
@@ -245,7 +246,7 @@ class SqlBackup:
         tables: Sequence[str],
         heard: Callable[[int], None],
     ) -> Artefact:
-        program = _program("mariadb-dump", "mysqldump")
+        program = _program(*DUMP_PROGRAMS)
         command = [
             program,
             f"--defaults-file={settings}",  # this file only: the operator's own settings must not change a backup
@@ -280,7 +281,7 @@ class SqlBackup:
         return Artefact(name, f"{what} of {', '.join(tables) or self._database()}", final.stat().st_size, checksum)
 
     def _restore(self, dump: Path, checksum: str, settings: Path, schema: str, heard: Callable[[int], None]) -> None:
-        program = _program("mariadb", "mysql")
+        program = _program(*CLIENT_PROGRAMS)
         command = [
             program,
             f"--defaults-file={settings}",
@@ -417,9 +418,9 @@ def _program(*names: str) -> str:
 
 
 def _options_of(program: str) -> list[str]:
-    """Options that only one of the two families understands."""
+    """Options that only this program's family understands."""
     version = subprocess.run([program, "--version"], capture_output=True, check=True, env=_environment()).stdout
-    return [] if b"MariaDB" in version else ["--set-gtid-purged=OFF", "--column-statistics=0"]
+    return list(dialect_named(version.decode(errors="replace")).dump_options)
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Connections to MariaDB or MySQL, their dialect differences, and their errors in an operator's words."""
+"""Connections to MariaDB or MySQL, and their errors in an operator's words."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from ..core.errors import StoreError
+from .sql_dialect import ACCOUNT_LOCKED, dialect_of
 
 #: Seconds a statement waits for a row lock: shorter than the interval between two progress lines.
 LOCK_WAIT_SECONDS = 8
@@ -50,7 +51,7 @@ _ADVICE = {
     2003: "check host and port of the database URL, and that the server runs; its log says why it ended, if it did.",
     2006: _CLOSED,
     2013: _CLOSED,
-    4151: "the account is locked: the side it belongs to is fenced.",
+    **dict.fromkeys(ACCOUNT_LOCKED, "the account is locked: the side it belongs to is fenced."),
 }
 
 #: The numbers with which a server says that a table, or all of its disk, has no room left, and the operating system's
@@ -135,16 +136,16 @@ def speaking(engine: Engine) -> Iterator[None]:
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back on any error, and by MariaDB when its client falls silent."""
     with speaking(engine), engine.connect() as connection:
-        bounded = is_mariadb(connection)
+        dialect = dialect_of(connection)
         try:
             with connection.begin() as begun:
-                if bounded:
-                    connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {SILENCE_SECONDS}")
+                if dialect.silence:
+                    connection.exec_driver_sql(dialect.silence.format(seconds=SILENCE_SECONDS))
                 yield connection
                 _commit(connection, begun)
-            if bounded:
+            if dialect.silence:
                 # Snapshots that are meant to stay open take their connections from the same pool.
-                connection.exec_driver_sql("SET SESSION idle_transaction_timeout = DEFAULT")
+                connection.exec_driver_sql(dialect.silence_over)
         except BaseException:
             connection.invalidate()
             raise
@@ -203,20 +204,3 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """A connection for reads; nothing is kept of it."""
     with speaking(engine), engine.connect() as connection:
         yield connection
-
-
-def is_mariadb(connection: Connection) -> bool:
-    """True on MariaDB, False on MySQL."""
-    return bool(getattr(connection.dialect, "is_mariadb", False))
-
-
-def server_version(connection: Connection) -> tuple[int, ...]:
-    """The server's version as numbers, e.g. (10, 11, 19)."""
-    info = connection.dialect.server_version_info
-    return tuple(part for part in (info or ()) if isinstance(part, int))
-
-
-def skip_locked(connection: Connection) -> str:
-    """The words that make a locking read pass over locked rows; empty where the server has none."""
-    floor = (10, 6) if is_mariadb(connection) else (8, 0, 1)
-    return " SKIP LOCKED" if server_version(connection) >= floor else ""

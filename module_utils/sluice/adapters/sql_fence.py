@@ -16,7 +16,8 @@ from ..core.tasks import Lease
 from ..core.verdicts import Check, Verdict
 from ..ports.surroundings import Clock
 from .ledger_sql import lock_lease
-from .sql_connect import is_mariadb, place, reading, transaction
+from .sql_connect import place, reading, transaction
+from .sql_dialect import SESSIONS, TRANSACTIONS, dialect_of, is_locked, privileges_of_bits
 from .system_clock import SystemClock
 
 #: InnoDB answers from a copy of its transaction list that it renews when nobody asked for 0.1 s.
@@ -26,23 +27,6 @@ _NO_SUCH_THREAD = 1094
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOCK = sa.text("ALTER USER :user@:host ACCOUNT LOCK")
 _UNLOCK = sa.text("ALTER USER :user@:host ACCOUNT UNLOCK")
-_ACCOUNTS_MARIADB = sa.text(
-    "SELECT User AS user, Host AS host, COALESCE(JSON_VALUE(Priv, '$.account_locked'), 'false') AS locked "
-    "FROM mysql.global_priv WHERE COALESCE(JSON_VALUE(Priv, '$.is_role'), '0') IN ('0', 'false')"
-)
-_ACCESS_MARIADB = sa.text(
-    "SELECT JSON_VALUE(Priv, '$.access') AS access FROM mysql.global_priv WHERE User = :user AND Host = :host"
-)
-_MARIADB_BITS = {"PROCESS": 1 << 8, "SUPER": 1 << 15, "CREATE USER": 1 << 25, "CONNECTION ADMIN": 1 << 32}
-_ACCOUNTS_MYSQL = sa.text("SELECT User AS user, Host AS host, account_locked AS locked FROM mysql.user")
-_SESSIONS = sa.text(
-    "SELECT id, user, host, db, command, time, info FROM information_schema.processlist WHERE id <> CONNECTION_ID()"
-)
-_TRANSACTIONS = sa.text(
-    "SELECT p.id AS id, p.user AS user, p.host AS host, t.trx_started AS started "
-    "FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
-    "WHERE p.id <> CONNECTION_ID()"
-)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -108,7 +92,7 @@ def sessions(connection: Connection) -> list[Session]:
             int(row.time or 0),
             row.info or "",
         )
-        for row in connection.execute(_SESSIONS)
+        for row in connection.execute(SESSIONS)
     ]
 
 
@@ -119,7 +103,7 @@ def open_transactions(connection: Connection) -> list[OpenTransaction]:
     """
     return [
         OpenTransaction(int(row.id), row.user or "", _without_port(row.host or ""), str(row.started))
-        for row in connection.execute(_TRANSACTIONS)
+        for row in connection.execute(TRANSACTIONS)
     ]
 
 
@@ -131,19 +115,18 @@ def sees_all_sessions(connection: Connection) -> bool:
 def global_privileges(connection: Connection, account: Account | None = None) -> frozenset[str]:
     """What our account, or another, may do on the whole server, in the words of SHOW GRANTS.
 
-    MariaDB shows the grants of others to those who read all of the schema mysql; its bits need mysql.global_priv only.
-
     :raises StoreError: there is no such account
     """
     if account is None:
         return _granted(connection.execute(sa.text("SHOW GRANTS")))
     who = {"user": account.user, "host": account.host}
-    if not is_mariadb(connection):
+    bits = dialect_of(connection).privilege_bits
+    if not bits:
         return _granted(connection.execute(sa.text("SHOW GRANTS FOR :user@:host"), who))
-    row = connection.execute(_ACCESS_MARIADB, who).first()
+    row = connection.execute(sa.text(bits), who).first()
     if row is None:
         raise StoreError(f"the server has no account {account}.", next_step="make it, or correct its name.")
-    return frozenset(word for word, bit in _MARIADB_BITS.items() if int(row.access or 0) & bit)
+    return privileges_of_bits(int(row.access or 0))
 
 
 def _granted(rows: Iterable[Sequence[object]]) -> frozenset[str]:
@@ -157,8 +140,8 @@ def _granted(rows: Iterable[Sequence[object]]) -> frozenset[str]:
 
 def account_locks(connection: Connection) -> dict[Account, bool]:
     """Every account of the server, and whether it is locked."""
-    rows = connection.execute(_ACCOUNTS_MARIADB if is_mariadb(connection) else _ACCOUNTS_MYSQL)
-    return {Account(row.user, row.host): str(row.locked).lower() in ("1", "true", "y") for row in rows}
+    rows = connection.execute(sa.text(dialect_of(connection).accounts))
+    return {Account(row.user, row.host): is_locked(row.locked) for row in rows}
 
 
 def account_of(user: str, host: str, accounts: Iterable[Account]) -> Account | None:
@@ -173,7 +156,7 @@ class SqlFence:
     :param accounts: ``user@host`` of every claimer of the side
     :param producer_accounts: accounts that must go on working; one that is in both lists cannot be fenced
     :param mover: ``user@host`` that will close the fence, when it is not the account of ``engine`` (a dry run with
-        an account that reads mysql.global_priv)
+        an account that reads the server's accounts)
     :param deadline: seconds to wait for ended sessions to be gone
     """
 
@@ -266,15 +249,13 @@ class SqlFence:
         try:
             with reading(self.engine) as connection:
                 rights = global_privileges(connection, self.mover)
+                ending = dialect_of(connection).ends_sessions
         except StoreError as error:
             return [Check("rights of the mover", Verdict.UNKNOWN, str(error), "grant SELECT on the schema mysql.")]
         everything = "ALL PRIVILEGES" in rights
         wanted = {
             "may lock accounts": ({"CREATE USER"}, "CREATE USER"),
-            "may end sessions": (
-                {"CONNECTION ADMIN", "CONNECTION_ADMIN", "SUPER"},
-                "CONNECTION ADMIN (MySQL: CONNECTION_ADMIN)",
-            ),
+            "may end sessions": (set(ending), ending[0]),
             "sees all sessions": ({"PROCESS"}, "PROCESS"),
         }
         return [

@@ -13,7 +13,8 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine
 
 from ..ports.preparation import SqlReadings
-from .sql_connect import is_mariadb, place, reading, server_version
+from .sql_connect import place, reading
+from .sql_dialect import Dialect, dialect_of, server_version
 
 _LOOPBACK = frozenset({"", "localhost", "127.0.0.1", "::1"})
 _GRANT = re.compile(r"GRANT (?P<what>.+?) ON (?P<scope>\S+|`.+`\.\S+) TO (?P<rest>.*)", re.DOTALL)
@@ -60,17 +61,14 @@ def parse_grants(lines: Iterable[str]) -> list[Grant]:
     return found
 
 
-def missing_privileges(grants: Sequence[Grant], database: str, mariadb: bool) -> list[str]:
+def missing_privileges(grants: Sequence[Grant], database: str, dialect: Dialect) -> list[str]:
     """What the mover lacks, each as it is written in a GRANT."""
     scratch = f"{database[:36]}_sluice_verify_x"
     server: list[tuple[str, tuple[str, ...]]] = [
         ("PROCESS", ("PROCESS",)),
         ("CREATE USER", ("CREATE USER",)),
-        ("CONNECTION ADMIN" if mariadb else "CONNECTION_ADMIN", ("CONNECTION ADMIN", "CONNECTION_ADMIN", "SUPER")),
-        (
-            "SLAVE MONITOR" if mariadb else "REPLICATION CLIENT",
-            ("SLAVE MONITOR", "REPLICA MONITOR", "REPLICATION SLAVE ADMIN", "REPLICATION CLIENT", "SUPER"),
-        ),
+        (dialect.ends_sessions[0], dialect.ends_sessions),
+        (dialect.sees_replication[0], dialect.sees_replication),
     ]
     missing = [
         f"{shown} ON *.*"
@@ -106,7 +104,7 @@ class SqlServerHealth:
         """
         database = str(self.engine.url.database)
         with reading(self.engine) as connection:
-            mariadb = is_mariadb(connection)
+            dialect = dialect_of(connection)
             offset, error = _clock(connection)
             engines, size = _tables(connection, database, tables)
             grants = self._grants(connection)
@@ -115,13 +113,13 @@ class SqlServerHealth:
             return SqlReadings(
                 address=place(self.engine),
                 account=self.mover or str(connection.scalar(sa.text("SELECT CURRENT_USER()"))),
-                mariadb=mariadb,
+                oldest=dialect.oldest,
                 version=server_version(connection) or None,
                 engines=engines,
                 flush_at_commit=None if flush is None else int(str(flush)),
-                read_only=_read_only(connection, mariadb),
-                replica=_replica(connection, mariadb),
-                missing_privileges=None if grants is None else missing_privileges(grants, database, mariadb),
+                read_only=_read_only(connection, dialect),
+                replica=_replica(connection, dialect),
+                missing_privileges=None if grants is None else missing_privileges(grants, database, dialect),
                 clock_offset=offset,
                 clock_error=error,
                 disk_free=self._disk_free(None if datadir is None else str(datadir)),
@@ -195,18 +193,15 @@ def _asked(connection: Connection, question: str) -> object | None:
         return None
 
 
-def _read_only(connection: Connection, mariadb: bool) -> bool | None:
-    values = [_asked(connection, "SELECT @@global.read_only")]
-    if not mariadb:
-        values.append(_asked(connection, "SELECT @@global.super_read_only"))
+def _read_only(connection: Connection, dialect: Dialect) -> bool | None:
+    values = [_asked(connection, f"SELECT @@global.{name}") for name in dialect.read_only_variables]
     if any(value is None for value in values):
         return None
     return any(str(value).upper() not in ("0", "OFF") for value in values)
 
 
-def _replica(connection: Connection, mariadb: bool) -> bool | None:
-    questions = ("SHOW ALL SLAVES STATUS",) if mariadb else ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS")
-    for question in questions:
+def _replica(connection: Connection, dialect: Dialect) -> bool | None:
+    for question in dialect.replica_questions:
         try:
             return connection.execute(sa.text(question)).first() is not None
         except exc.DBAPIError as error:

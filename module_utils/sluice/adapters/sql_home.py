@@ -33,7 +33,8 @@ from ..core.tasks import (
     job_id_for,
 )
 from .ledger_sql import lock_lease, task_table
-from .sql_connect import again_after_deadlock, reading, skip_locked, transaction
+from .sql_connect import again_after_deadlock, reading, transaction
+from .sql_dialect import skip_locked
 from .sql_table import HOMEWARD, READ_AHEAD, SqlTable, plain
 
 #: The meta of a task that tells where its job was found, as a :class:`Home`.

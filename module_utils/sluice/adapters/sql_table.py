@@ -20,8 +20,9 @@ from ..core.tasks import ENDED_MEANWHILE, Claim, Lease, Mark, Place, Refused, Re
 from ..core.verdicts import Check
 from .ledger_sql import baseline_table, lock_lease, run_table, task_table
 from .sql_conditions import Clause, Compiler, LiveTable, read_table
-from .sql_connect import again_after_deadlock, reading, skip_locked, transaction
+from .sql_connect import again_after_deadlock, reading, transaction
 from .sql_connect import place as address
+from .sql_dialect import skip_locked
 from .sql_fit import SchemaFit
 
 _IDS = "ids"

@@ -114,7 +114,7 @@ class SqlReadings:
 
     address: str
     account: str
-    mariadb: bool
+    oldest: tuple[int, ...]  # the oldest version of its family that is taken
     version: tuple[int, ...] | None = None
     engines: Mapping[str, str] | None = None  # table -> engine, for the tables asked for; "" when there is none
     flush_at_commit: int | None = None

@@ -14,8 +14,6 @@ from ..ports.preparation import RedisHealth, RedisReadings, SqlHealth, SqlReadin
 
 GATE = "preflight"
 OLDEST_REDIS = (6, 2)
-OLDEST_MARIADB = (10, 5)
-OLDEST_MYSQL = (8, 0)
 #: Seconds by which two clocks may differ.
 LARGEST_SKEW = 2.0
 #: Memory in Redis per byte of backlog, for allocation and for what arrives meanwhile.
@@ -152,7 +150,7 @@ def redis_checks(
 def sql_checks(seen: SqlReadings, tables: Sequence[str]) -> list[Check]:
     """Judge one look at the database."""
     return [
-        _version("sql_version", seen.version, OLDEST_MARIADB if seen.mariadb else OLDEST_MYSQL),
+        _version("sql_version", seen.version, seen.oldest),
         _engine(seen, tables),
         Check.of(
             "sql_durability",

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils import basic
 
-from ..adapters.factory import Settings, System
 from ..adapters.system_clock import SystemClock
 from ..core.errors import SluiceError
 from ..core.tasks import Lease
@@ -21,8 +20,13 @@ from ..core.verdicts import Gate
 from ..ports.ledger import Run
 from ..services import run as runs
 
+if TYPE_CHECKING:
+    from ..adapters.factory import System
+
 #: Seconds of work between two progress lines.
 SLICE_SECONDS = 8.0
+#: A store's, or an application's, own limit ends before its question's, so that its words are heard.
+SHARE_OF_LIMIT = 0.85
 
 #: What a step says that is not done, when nobody calls it again.
 UNFINISHED = (
@@ -50,6 +54,9 @@ class Given:
     @cached_property
     def system(self) -> System:
         """The stores of this call. In check mode Redis is reached by a client that cannot write."""
+        # Here, and not above: a step on an application's host reaches no store, and has no driver there.
+        from ..adapters.factory import Settings, System
+
         return System(
             Settings(
                 db_url=self.params["db_url"],
