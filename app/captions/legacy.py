@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from captions import tasks
 from captions.database import error_code, make_engine
 from captions.effects import EffectsFile
-from captions.settings import Settings, load_settings
+from captions.settings import Settings, load_or_exit
 from captions.work import caption_of
 
 _RECONNECT_SECONDS = 1.0
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the worker's name, as in the column worker and the effects file")
     name: str = parser.parse_args().name
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    settings = load_settings()
+    settings = load_or_exit()
     stop = threading.Event()
 
     def finish(signum: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ import secrets
 
 from redis import Redis
 
-from captions.settings import SettingsError, load_settings
+from captions.settings import load_or_exit
 from captions.tasks import PRIORITIES
 
 
@@ -21,9 +21,9 @@ def main() -> None:
     parser.add_argument("--simple", action="store_true", help="run tasks in the worker's process, without forking")
     parser.add_argument("--burst", action="store_true", help="end when the queues are empty")
     arguments = parser.parse_args()
-    settings = load_settings()
+    settings = load_or_exit()
     if settings.rq_worker_redis_url is None:
-        raise SystemExit(str(SettingsError(f"{settings.source}: RQ_REDIS_URL is missing; add it to run RQ workers")))
+        raise SystemExit(f"captions: {settings.source}: RQ_REDIS_URL is missing; add it to run RQ workers")
     # RQ reads its prefix from the environment when it is first imported.
     os.environ["RQ_KEY_PREFIX"] = settings.rq_key_prefix
     from rq import SimpleWorker, Worker

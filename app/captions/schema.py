@@ -12,7 +12,7 @@ from importlib import resources
 from sqlalchemy import Engine, text
 
 from captions.database import make_engine
-from captions.settings import load_settings
+from captions.settings import load_or_exit
 
 
 def statements() -> list[str]:
@@ -29,7 +29,7 @@ def create_schema(engine: Engine) -> None:
 
 
 def main() -> None:
-    url = os.environ.get("DATABASE_URL") or load_settings().database_url
+    url = os.environ.get("DATABASE_URL") or load_or_exit().database_url
     engine = make_engine(url)
     create_schema(engine)
     engine.dispose()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import math
 import os
 import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from captions import control, tasks
+from captions.access import error as error_answer
+from captions.access import guard
 from captions.database import error_code, in_transaction, make_engine
 from captions.outbox import RQPlacer, Sweeper, place_row
 from captions.settings import Settings, load_settings
@@ -31,8 +30,6 @@ _REASON_LENGTH = 200
 _CONNECTIONS = 10
 
 log = logging.getLogger("captions.web")
-
-View = Callable[..., tuple[Response, int]]
 
 
 class BadRequest(Exception):
@@ -60,17 +57,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         except (RedisError, SQLAlchemyError) as error:
             log.warning("task %s has no RQ job yet (%s); the sweeper will place it", task_id, type(error).__name__)
 
-    def for_admin(view: View) -> View:
-        @wraps(view)
-        def guarded(*args: Any, **kwargs: Any) -> tuple[Response, int]:
-            if settings.admin_token is None:
-                return _error(503, "ADMIN_TOKEN is not set; admin requests are off")
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {settings.admin_token}".encode()):
-                return _error(401, "send the header 'Authorization: Bearer TOKEN'")
-            return view(*args, **kwargs)
-
-        return guarded
+    needs = guard(settings.tokens)
 
     def read_control() -> control.Control:
         with engine.connect() as connection:
@@ -131,6 +118,24 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             settings_digest=settings.digest,
         ), 200 if well else 503
 
+    @app.get("/health/live")
+    def live() -> tuple[Response, int]:
+        return jsonify(status="ok", pid=os.getpid()), 200
+
+    @app.get("/health/ready")
+    def ready() -> tuple[Response, int]:
+        """For a load balancer: 200 while submissions can be taken. Redis is not needed for that, the database is."""
+        try:
+            now = read_control()
+        except (SQLAlchemyError, OSError) as error:
+            return jsonify(status="not ready", reason=f"the database does not answer ({type(error).__name__})"), 503
+        notes = []
+        if now.intake_paused:
+            notes.append("intake is paused")
+        if not settings.rq_usable and not (now.polling and settings.database_polling_enabled):
+            notes.append("neither RQ nor polling is on: nobody works on tasks")
+        return jsonify(status="ok", profile=settings.profile, notes=notes), 200
+
     # --- switches and statistics -------------------------------------------------------------------------------
 
     def intake_state() -> dict[str, Any]:
@@ -165,12 +170,12 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         }
 
     @app.get("/admin/intake")
-    @for_admin
+    @needs("view")
     def get_intake() -> tuple[Response, int]:
         return jsonify(intake_state()), 200
 
     @app.post("/admin/intake")
-    @for_admin
+    @needs("admin")
     def set_intake() -> tuple[Response, int]:
         body = _body()
         if _choice(body, "action", ("pause", "resume"), None) == "resume":
@@ -183,7 +188,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         return jsonify(intake_state()), 200
 
     @app.post("/admin/emergency")
-    @for_admin
+    @needs("admin")
     def set_emergency() -> tuple[Response, int]:
         body = _body()
         on = _flag(body, "on", True)
@@ -193,31 +198,31 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         return jsonify(route_state()), 200
 
     @app.get("/admin/route")
-    @for_admin
+    @needs("view")
     def get_route() -> tuple[Response, int]:
         return jsonify(route_state()), 200
 
     @app.post("/admin/route")
-    @for_admin
+    @needs("admin")
     def set_route() -> tuple[Response, int]:
         share = _integer(_body(), "share", 0, 100)
         in_transaction(engine, lambda connection: control.set_route(connection, share))
         return jsonify(route_state()), 200
 
     @app.get("/admin/polling")
-    @for_admin
+    @needs("view")
     def get_polling() -> tuple[Response, int]:
         return jsonify(polling_state()), 200
 
     @app.post("/admin/polling")
-    @for_admin
+    @needs("admin")
     def set_polling() -> tuple[Response, int]:
         polling = _flag(_body(), "polling", None)
         in_transaction(engine, lambda connection: control.set_polling(connection, polling))
         return jsonify(polling_state()), 200
 
     @app.get("/admin/stats")
-    @for_admin
+    @needs("view")
     def stats() -> tuple[Response, int]:
         return jsonify(
             **tasks.statistics(engine), route=route_state(), polling=polling_state(), intake=intake_state()
@@ -227,39 +232,32 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
 
     @app.errorhandler(BadRequest)
     def bad_request(error: BadRequest) -> tuple[Response, int]:
-        return _error(400, str(error))
+        return error_answer(400, str(error))
 
     @app.errorhandler(tasks.TaskNotFound)
     def not_found(error: tasks.TaskNotFound) -> tuple[Response, int]:
-        return _error(404, "there is no task with this id")
+        return error_answer(404, "there is no task with this id")
 
     @app.errorhandler(tasks.TaskStateConflict)
     @app.errorhandler(tasks.ActiveTaskExists)
     def conflict(error: Exception) -> tuple[Response, int]:
-        return _error(409, str(error))
+        return error_answer(409, str(error))
 
     @app.errorhandler(tasks.IntakeClosed)
     def closed(error: tasks.IntakeClosed) -> tuple[Response, int]:
-        return _error(503, str(error), retry_after_seconds=error.retry_after_seconds)
+        return error_answer(503, str(error), retry_after_seconds=error.retry_after_seconds)
 
     @app.errorhandler(OperationalError)
     @app.errorhandler(PoolTimeoutError)
     def database_away(error: SQLAlchemyError) -> tuple[Response, int]:
         log.error("database error %s (%s) on %s", error_code(error), type(error).__name__, request.path)
-        return _error(503, "the database does not answer", retry_after_seconds=1)
+        return error_answer(503, "the database does not answer", retry_after_seconds=1)
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:
-        return _error(error.code or 500, error.description or error.name)
+        return error_answer(error.code or 500, error.description or error.name)
 
     return app
-
-
-def _error(status: int, message: str, retry_after_seconds: int | None = None) -> tuple[Response, int]:
-    response = jsonify(error=message)
-    if retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(retry_after_seconds)
-    return response, status
 
 
 def _body() -> dict[str, Any]:
