@@ -21,6 +21,7 @@ from redis.retry import Retry as RedisRetry
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
 
@@ -58,9 +59,8 @@ class RQPlacer:
         self._redis = Redis.from_url(
             redis_url, socket_timeout=2, socket_connect_timeout=1, retry=RedisRetry(NoBackoff(), 0)
         )
-        self._queues = {
-            name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in TIMEOUT_SECONDS
-        }
+        self._timeouts = TIMEOUT_SECONDS | task_types.timeouts()
+        self._queues = {name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in self._timeouts}
 
     def ping(self) -> None:
         """Raise RedisError when Redis does not answer."""
@@ -85,7 +85,7 @@ class RQPlacer:
         options = {
             "args": (task_id,),
             "job_id": task_id,
-            "job_timeout": TIMEOUT_SECONDS[priority],
+            "job_timeout": self._timeouts[priority],
             "result_ttl": RESULT_TTL_SECONDS,
             "retry": Retry(max=len(INFRASTRUCTURE_RETRY_SECONDS), interval=list(INFRASTRUCTURE_RETRY_SECONDS)),
             "unique": True,

@@ -1,7 +1,8 @@
 """Settings of the application, read when a process starts: ``python -m captions.settings`` says whether they hold.
 
 They come from the managed ``.env`` file that ``CAPTIONS_ENV_FILE`` names, from environment variables (the same keys
-with ``CAPTIONS_`` in front), or from both as long as the two do not contradict each other.
+with ``CAPTIONS_`` in front), or from both as long as the two do not contradict each other. The file may hold keys of
+other programs; one that looks like ours and is not is an error, and so is every unknown variable with our prefix.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
+
+from captions.retries import GROWTHS, Growth, RetryPolicy
 
 PREFIX = "CAPTIONS_"
 ENV_FILE_VARIABLE = f"{PREFIX}ENV_FILE"
@@ -22,6 +27,7 @@ KEYS = frozenset(
     {"PROFILE", "DATABASE_URL", "LEGACY_DATABASE_URL", "RQ_DATABASE_URL", "RQ_REDIS_URL", "RQ_WORKER_REDIS_URL"}
     | {"RQ_ENABLED", "RQ_KEY_PREFIX", "DATABASE_POLLING_ENABLED", "EFFECTS_FILE", "IMAGES_DIR", "WORK_MS"}
     | {"LEGACY_KIND", "POLL_INTERVAL_MS", "LEASE_SECONDS", "INTAKE_MAX_PAUSE_SECONDS", *TOKENS}
+    | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES"}
 )
 
 _SHORTEST_TOKEN = 32
@@ -33,12 +39,14 @@ class Profile:
 
     secured: bool  # stores with passwords, an admin token of some length, no worker that is there for tests only
     slowed: bool  # tasks may be made to take longer than they need
+    retry: RetryPolicy
 
 
 PROFILES = {
-    "development": Profile(secured=False, slowed=True),
-    "staging": Profile(secured=True, slowed=True),
-    "production": Profile(secured=True, slowed=False),
+    # Nobody waits for a retry at a desk; elsewhere at once for what is transient, then after 1, 4 and 16 minutes.
+    "development": Profile(secured=False, slowed=True, retry=RetryPolicy("fixed", 0, retries=2, at_once=0)),
+    "staging": Profile(secured=True, slowed=True, retry=RetryPolicy()),
+    "production": Profile(secured=True, slowed=False, retry=RetryPolicy()),
 }
 
 
@@ -73,6 +81,8 @@ class Settings:
     poll_interval_ms: int
     lease_seconds: int
     intake_max_pause_seconds: int
+    retry: RetryPolicy
+    task_modules: tuple[str, ...]
 
     @property
     def rq_usable(self) -> bool:
@@ -110,6 +120,7 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.
     if path is None:
         if not spoken:
             raise SettingsError(f"{ENV_FILE_VARIABLE} is not set; set it to the path of the application's .env file")
+        _all_known(spoken)
         lines = "".join(f"{key}={value}\n" for key, value in sorted(spoken.items()))
         return settings_from(spoken, "the environment", _digest(lines.encode()))
     try:
@@ -119,12 +130,18 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.
         raise SettingsError(f"{path} cannot be read ({error.strerror}); {ENV_FILE_VARIABLE} names it") from error
     except (SettingsError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
+    _all_known(spoken)
     for key in sorted(set(values) & set(spoken)):
         if values[key] != spoken[key]:
             raise SettingsError(
                 f"{path}: {key} has another value than {PREFIX}{key} in the environment; take one of them away"
             )
     return settings_from({**values, **spoken}, source=str(path), digest=_digest(content))
+
+
+def _all_known(spoken: Mapping[str, str]) -> None:
+    for key in sorted(set(spoken) - KEYS):
+        raise SettingsError(f"the environment: {PREFIX}{key} is no setting; known are {', '.join(sorted(KEYS))}")
 
 
 def _digest(content: bytes) -> str:
@@ -165,13 +182,17 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
         return int(value)
 
     for key in sorted(set(values) - KEYS):
-        raise SettingsError(f"{source}: {key} is no setting of captions; known are {', '.join(sorted(KEYS))}")
+        if like := _like_ours(key):
+            raise SettingsError(f"{source}: {key} is no setting of captions; nearest is {like}")
+    profile = choice("PROFILE", tuple(PROFILES))
+    usual = PROFILES[profile].retry
+    growth = cast("Growth", choice("RETRY_GROWTH", (usual.growth, *(g for g in GROWTHS if g != usual.growth))))
     database_url = required("DATABASE_URL")
     redis_url = values.get("RQ_REDIS_URL") or None
     settings = Settings(
         source=source,
         digest=digest,
-        profile=choice("PROFILE", tuple(PROFILES)),
+        profile=profile,
         database_url=database_url,
         legacy_database_url=values.get("LEGACY_DATABASE_URL") or database_url,
         rq_database_url=values.get("RQ_DATABASE_URL") or database_url,
@@ -188,10 +209,25 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
         poll_interval_ms=number("POLL_INTERVAL_MS", 500, least=1),
         lease_seconds=number("LEASE_SECONDS", 60, least=1),
         intake_max_pause_seconds=number("INTAKE_MAX_PAUSE_SECONDS", 900, least=1),
+        retry=RetryPolicy(
+            growth,
+            number("RETRY_BASE_SECONDS", int(usual.base_seconds)),
+            number("RETRY_COUNT", usual.retries),
+            usual.at_once,
+        ),
+        task_modules=tuple(name for part in values.get("TASK_MODULES", "").split(",") if (name := part.strip())),
     )
     for contradiction in _contradictions(settings):
         raise SettingsError(f"{source}: {contradiction}")
     return settings
+
+
+def _like_ours(key: str) -> str | None:
+    """The known key that an unknown one was meant for, None when it may well be another program's."""
+    near = get_close_matches(key, sorted(KEYS), n=1, cutoff=0.8)
+    first = key.partition("_")[0] + "_"
+    family = [known for known in sorted(KEYS) if known.startswith(first)]
+    return next(iter([*near, *family]), None)
 
 
 def _contradictions(settings: Settings) -> list[str]:

@@ -120,10 +120,11 @@ def test_a_line_that_is_no_setting_is_named() -> None:
         parse_env("A=1\nnonsense\n")
 
 
-def test_the_schema_is_two_tables_and_the_control_row() -> None:
+def test_the_schema_is_two_tables_later_columns_and_the_control_row() -> None:
     first_words = [" ".join(statement.split()[:6]) for statement in statements()]
     assert first_words == [
         "CREATE TABLE IF NOT EXISTS caption_tasks",
         "CREATE TABLE IF NOT EXISTS captions_control",
+        "ALTER TABLE caption_tasks ADD COLUMN IF",
         "INSERT IGNORE INTO captions_control (id) VALUES",
     ]

@@ -21,7 +21,9 @@ APP = Path(__file__).resolve().parents[2] / "app"
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({**NEEDED, "RQ_ENABELD": "true"}, ["RQ_ENABELD", "no setting"]),
+        ({**NEEDED, "RQ_ENABELD": "true"}, ["RQ_ENABELD", "no setting", "RQ_ENABLED"]),
+        ({**NEEDED, "RQ_TIMEOUT": "9"}, ["RQ_TIMEOUT", "no setting"]),
+        ({**NEEDED, "WORKMS": "9"}, ["WORKMS", "no setting", "WORK_MS"]),
         ({**NEEDED, "PROFILE": "prod"}, ["PROFILE", "development, staging, production"]),
         (
             {**NEEDED, "RQ_REDIS_URL": "redis://h/0", "RQ_WORKER_REDIS_URL": "redis://h/1"},
@@ -62,9 +64,13 @@ def test_settings_come_from_the_environment_alone() -> None:
     assert len(settings.digest) == 16
 
 
+def test_a_settings_file_may_hold_what_belongs_to_others() -> None:
+    settings_from({**NEEDED, "MAIL_HOST": "m", "ODD": "", "RETRYING": "x"}, "env")
+
+
 def test_an_unknown_environment_variable_of_ours_is_named() -> None:
-    environment = {f"CAPTIONS_{key}": value for key, value in NEEDED.items()} | {"CAPTIONS_WORKMS": "1"}
-    with pytest.raises(SettingsError, match="WORKMS"):
+    environment = {f"CAPTIONS_{key}": value for key, value in NEEDED.items()} | {"CAPTIONS_MAIL_HOST": "m"}
+    with pytest.raises(SettingsError, match="CAPTIONS_MAIL_HOST"):
         load_settings(environment=environment)
 
 
