@@ -43,7 +43,7 @@ def run_caption(task_id: str) -> dict[str, str]:
     worker = (job.worker_name if job is not None else None) or f"{socket.gethostname()}-{os.getpid()}"
     claim = tasks.claim_for_rq(engine, task_id, worker[:80])
     if claim is None:
-        log.info("task %s is not RQ's to start; left alone", task_id)
+        log.info("task %s is not RQ's to start now; left alone", task_id)
         return {"outcome": "left alone"}
     effects = EffectsFile(settings.effects_file, "rq", claim.worker)
     effects.started(task_id)

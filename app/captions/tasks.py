@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 from sqlalchemy.exc import IntegrityError
 
 from captions import task_types
@@ -169,9 +169,22 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def claim_for_rq(engine: Engine, task_id: str, worker: str) -> Claim | None:
-    """The custody guard: None when RQ does not own the task, or it is not queued (any more)."""
+    """The custody guard: None when RQ does not own the task, it is not queued (any more), or its queue is paused.
+
+    A task of a paused queue goes back into the outbox, which places it again when the queue is resumed.
+    """
 
     def work(connection: Connection) -> Claim | None:
+        if paused := read_control(connection).paused:
+            sent_back = connection.execute(
+                text(
+                    "UPDATE caption_tasks SET enqueued_at = NULL"
+                    " WHERE id = :id AND custody = 'rq' AND status = 'queued' AND priority IN :paused"
+                ).bindparams(bindparam("paused", expanding=True)),
+                {"id": task_id, "paused": sorted(paused)},
+            )
+            if sent_back.rowcount:
+                return None
         changed = connection.execute(
             text(
                 "UPDATE caption_tasks SET status = 'running', attempts = attempts + 1,"
@@ -189,14 +202,11 @@ def claim_for_poller(engine: Engine, worker: str, lease_seconds: int) -> Claim |
     """The guarded poller's claim of the first ready row; None when there is none or polling is switched off."""
 
     def work(connection: Connection) -> Claim | None:
-        if not read_control(connection).polling:
+        control = read_control(connection)
+        if not control.polling:
             return None
         task_id = connection.execute(
-            text(
-                "SELECT id FROM caption_tasks WHERE custody = 'db' AND status = 'queued'"
-                " AND available_at <= UTC_TIMESTAMP(6) ORDER BY priority, created_at, id LIMIT 1"
-                " FOR UPDATE SKIP LOCKED"
-            )
+            *_first_ready("id", control.paused, " FOR UPDATE SKIP LOCKED")
         ).scalar_one_or_none()
         if task_id is None:
             return None
@@ -320,13 +330,7 @@ def park(engine: Engine, task_id: str, failure: Failure) -> bool:
 def head_row(engine: Engine, worker: str) -> Claim | None:
     """The row an unguarded poller takes next. Nothing is changed, so the row still looks queued to everyone."""
     with engine.connect() as connection:
-        row = connection.execute(
-            text(
-                f"SELECT {_CLAIMED} FROM caption_tasks WHERE custody = 'db'"
-                " AND status = 'queued' AND available_at <= UTC_TIMESTAMP(6)"
-                " ORDER BY priority, created_at, id LIMIT 1"
-            )
-        ).one_or_none()
+        row = connection.execute(*_first_ready(_CLAIMED, read_control(connection).paused)).one_or_none()
     if row is None:
         return None
     return Claim(row.id, row.kind, row.payload, row.image_path, row.attempts + 1, row.max_attempts, worker)
@@ -393,6 +397,59 @@ def statistics(engine: Engine) -> dict[str, Any]:
         "oldest_running_seconds": None if ages.running is None else float(ages.running),
         "outbox": int(ages.unplaced),
     }
+
+
+def queue_statistics(engine: Engine) -> list[dict[str, Any]]:
+    """For each queue and system with unfinished tasks: ready, delayed, running, and the longest wait in seconds."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT priority AS queue, custody AS `system`,"
+                " SUM(status = 'queued' AND available_at <= UTC_TIMESTAMP(6)) AS ready,"
+                " SUM(status = 'queued' AND available_at > UTC_TIMESTAMP(6)) AS `delayed`,"
+                " SUM(status = 'running') AS running,"
+                " TIMESTAMPDIFF(MICROSECOND, MIN(IF(status = 'queued' AND available_at <= UTC_TIMESTAMP(6),"
+                " GREATEST(created_at, available_at), NULL)), UTC_TIMESTAMP(6)) / 1000000 AS oldest_ready_seconds"
+                " FROM caption_tasks WHERE status IN ('queued', 'running') GROUP BY priority, custody ORDER BY priority"
+            )
+        ).mappings()
+        return [
+            {
+                "queue": row["queue"],
+                "system": row["system"],
+                **{name: int(row[name]) for name in ("ready", "delayed", "running")},
+                "oldest_ready_seconds": float(row["oldest_ready_seconds"] or 0.0),
+            }
+            for row in rows
+        ]
+
+
+def clean_up(engine: Engine, older_than_seconds: int, at_most: int) -> int:
+    """Delete completed and cancelled tasks that ended so long ago, oldest ids first; how many. Dead letters stay."""
+
+    def work(connection: Connection) -> int:
+        return connection.execute(
+            text(
+                "DELETE FROM caption_tasks WHERE status IN ('completed', 'cancelled')"
+                " AND finished_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND ORDER BY id LIMIT :most"
+            ),
+            {"age": older_than_seconds, "most": at_most},
+        ).rowcount
+
+    return in_transaction(engine, work)
+
+
+def _first_ready(columns: str, paused: frozenset[str], lock: str = "") -> tuple[TextClause, dict[str, object]]:
+    """The query for the row that pollers take next: strictly by priority, then by age."""
+    condition = "custody = 'db' AND status = 'queued' AND available_at <= UTC_TIMESTAMP(6)"
+    if paused:
+        condition += " AND priority NOT IN :paused"
+    query = text(
+        f"SELECT {columns} FROM caption_tasks WHERE {condition} ORDER BY priority, created_at, id LIMIT 1{lock}"
+    )
+    if not paused:
+        return query, {}
+    return query.bindparams(bindparam("paused", expanding=True)), {"paused": sorted(paused)}
 
 
 def _route(connection: Connection, rq_usable: bool, user_id: int) -> Custody:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rq.job import Job
@@ -22,13 +20,6 @@ pytestmark = pytest.mark.real
 
 MINUTES = {"RETRY_GROWTH": "exponential", "RETRY_BASE_SECONDS": "60", "RETRY_COUNT": "3"}
 LEFT = "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), available_at) FROM caption_tasks WHERE id = :id"
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, database_url: str, redis_url: str, request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    made = Runtime(tmp_path, database_url, redis_url, getattr(request, "param", {}))
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("runtime", [MINUTES], indirect=True)
