@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 _READ = """
-SELECT rq_share, intake, intake_reason, emergency, polling,
+SELECT rq_share, intake, intake_reason, emergency, polling, paused_queues,
        TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), intake_until) AS pause_left_us
 FROM captions_control WHERE id = 1
 """
@@ -29,6 +29,7 @@ class Control:
     pause_left_seconds: float
     emergency: bool
     polling: bool
+    paused: frozenset[str]
 
     def share(self, rq_usable: bool) -> int:
         """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency."""
@@ -60,6 +61,20 @@ def read_control(connection: Connection, for_submission: bool = False) -> Contro
         pause_left_seconds=left if paused else 0.0,
         emergency=bool(row["emergency"]),
         polling=bool(row["polling"]),
+        paused=_names(row["paused_queues"]),
+    )
+
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(filter(None, words.split(",")))
+
+
+def set_queue_paused(connection: Connection, queue: str, paused: bool) -> None:
+    """Nothing of a paused queue is begun, on either system; what runs already goes on."""
+    words = connection.execute(text("SELECT paused_queues FROM captions_control WHERE id = 1 FOR UPDATE")).scalar_one()
+    names = _names(words) | {queue} if paused else _names(words) - {queue}
+    connection.execute(
+        text("UPDATE captions_control SET paused_queues = :names WHERE id = 1"), {"names": ",".join(sorted(names))}
     )
 
 

@@ -6,6 +6,8 @@ The application is not loaded before the fork: a HUP replaces the worker process
 
 from __future__ import annotations
 
+from captions.settings import load_or_exit
+
 wsgi_app = "captions.web:create_app()"
 workers = 2
 worker_class = "gthread"
@@ -16,3 +18,8 @@ keepalive = 15
 accesslog = None
 errorlog = "-"
 control_socket_disable = True
+
+
+def on_starting(server: object) -> None:
+    """Before any process is forked: settings that cannot be used end the start with one line."""
+    load_or_exit()

@@ -1,4 +1,7 @@
-"""The task function that RQ workers run."""
+"""The task function that RQ workers run, and what becomes of a job that cannot even be begun.
+
+One function serves all types of tasks: a job in Redis is its name and the task's id, the row says the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ import socket
 from functools import lru_cache
 
 from rq import get_current_job
+from rq.job import Job
 from sqlalchemy import Engine
 
-from captions import tasks
+from captions import task_types, tasks
 from captions.database import make_engine
 from captions.effects import EffectsFile
+from captions.retries import Failure, sanitised
 from captions.settings import Settings, load_settings
-from captions.work import caption_of
+from captions.work import end_badly, perform
 
 log = logging.getLogger("captions.jobs")
 
@@ -23,11 +28,12 @@ log = logging.getLogger("captions.jobs")
 def _resources(pid: int) -> tuple[Settings, Engine]:
     """Settings and connection of this process; a forked work horse gets its own."""
     settings = load_settings()
+    task_types.load(settings)
     return settings, make_engine(settings.rq_database_url)
 
 
 def run_caption(task_id: str) -> dict[str, str]:
-    """Caption the task's image, if its row is queued and in RQ's custody; else return without work.
+    """Do the task's work, if its row is queued and in RQ's custody; else return without work.
 
     The attempt's outcome is in the row. An exception leaves this function only when the database could not be
     reached or changed; RQ's own retry then runs the job again.
@@ -37,17 +43,36 @@ def run_caption(task_id: str) -> dict[str, str]:
     worker = (job.worker_name if job is not None else None) or f"{socket.gethostname()}-{os.getpid()}"
     claim = tasks.claim_for_rq(engine, task_id, worker[:80])
     if claim is None:
-        log.info("task %s is not RQ's to start; left alone", task_id)
+        log.info("task %s is not RQ's to start now; left alone", task_id)
         return {"outcome": "left alone"}
     effects = EffectsFile(settings.effects_file, "rq", claim.worker)
     effects.started(task_id)
     try:
-        caption = caption_of(settings, claim.image_path)
+        result = perform(settings, engine, claim)
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
-        outcome = tasks.give_up_attempt(engine, claim, f"{type(error).__name__}: {error}")
-        log.warning("task %s: attempt %d failed (%s), now %s", task_id, claim.attempt, type(error).__name__, outcome)
+        failure, outcome = end_badly(settings, engine, claim, error)
+        log.warning("task %s: attempt %d failed (%s), now %s", task_id, claim.attempt, failure.category, outcome)
         return {"outcome": outcome}
-    if not tasks.complete(engine, claim, caption, lambda: effects.ended(task_id, caption)):
+    if not tasks.complete(engine, claim, result, lambda: effects.ended(task_id, result)):
         log.warning("task %s was taken away while it ran; its result is dropped", task_id)
         return {"outcome": "not ours"}
     return {"outcome": "completed"}
+
+
+def park_unreadable(job: Job, *exc_info: object) -> bool:
+    """RQ's exception handler: a job whose payload nobody can read makes its task a dead letter, with the reason.
+
+    Any other exception came from the task function, which has written into the row what there is to say. True hands
+    on to RQ's own handling in both cases.
+    """
+    try:
+        if job.func is not None and job.args is not None:
+            return True
+        reason = "it names no function"
+    except Exception as error:  # noqa: BLE001  RQ raises whatever its serializer or the import raised
+        reason = f"{type(error).__name__}: {error}"
+    job.retries_left = 0  # another try would read the same; a requeued task gets a new job
+    _, engine = _resources(os.getpid())
+    if tasks.park(engine, job.id, Failure("payload", sanitised(f"the RQ job cannot be read: {reason}"))):
+        log.warning("task %s: its RQ job cannot be read; it is a dead letter now", job.id)
+    return True

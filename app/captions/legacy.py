@@ -10,20 +10,44 @@ import argparse
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from captions import tasks
+from captions import task_types, tasks
 from captions.database import error_code, make_engine
 from captions.effects import EffectsFile
-from captions.settings import Settings, load_settings
-from captions.work import caption_of
+from captions.retries import failure_of
+from captions.settings import Settings, load_or_exit
+from captions.work import end_badly, perform
 
 _RECONNECT_SECONDS = 1.0
 
 log = logging.getLogger("captions.legacy")
+
+
+@contextmanager
+def leased(engine: Engine, claim: tasks.Claim, lease_seconds: int) -> Iterator[None]:
+    """Renew the lease of a claim three times in its length, so that it does not lapse while the work lasts."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(lease_seconds / 3):
+            try:
+                tasks.renew_lease(engine, claim, lease_seconds)
+            except SQLAlchemyError as error:
+                log.warning("task %s: its lease was not renewed (%s)", claim.task_id, type(error).__name__)
+
+    renewer = threading.Thread(target=renew, name=f"lease of {claim.task_id}", daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewer.join()
 
 
 def run_guarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -> bool:
@@ -33,16 +57,15 @@ def run_guarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -
         return False
     effects.started(claim.task_id)
     try:
-        caption = caption_of(
-            settings, claim.image_path, lambda: tasks.renew_lease(engine, claim, settings.lease_seconds)
-        )
+        with leased(engine, claim, settings.lease_seconds):
+            result = perform(settings, engine, claim)
     except SQLAlchemyError:
         raise
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
-        outcome = tasks.give_up_attempt(engine, claim, f"{type(error).__name__}: {error}")
-        log.warning("task %s: attempt %d failed (%s), now %s", claim.task_id, claim.attempt, error, outcome)
+        failure, outcome = end_badly(settings, engine, claim, error)
+        log.warning("task %s: attempt %d failed (%s), now %s", claim.task_id, claim.attempt, failure.message, outcome)
         return True
-    if not tasks.complete(engine, claim, caption, lambda: effects.ended(claim.task_id, caption)):
+    if not tasks.complete(engine, claim, result, lambda: effects.ended(claim.task_id, result)):
         log.warning("task %s was taken away while it ran; its result is dropped", claim.task_id)
     return True
 
@@ -54,21 +77,21 @@ def run_unguarded_once(settings: Settings, engine: Engine, effects: EffectsFile)
         return False
     effects.started(claim.task_id)
     try:
-        caption = caption_of(settings, claim.image_path)
+        result = perform(settings, engine, claim)
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
-        message = f"{type(error).__name__}: {error}"
+        message = failure_of(error).message
         tasks.overwrite_result(engine, claim, caption=None, error=message, about_to_commit=lambda: None)
-        log.warning("task %s: attempt %d failed (%s)", claim.task_id, claim.attempt, error)
+        log.warning("task %s: attempt %d failed (%s)", claim.task_id, claim.attempt, message)
         return True
     tasks.overwrite_result(
-        engine, claim, caption=caption, error=None, about_to_commit=lambda: effects.ended(claim.task_id, caption)
+        engine, claim, caption=result, error=None, about_to_commit=lambda: effects.ended(claim.task_id, result)
     )
     return True
 
 
 def poll(settings: Settings, name: str, stop: threading.Event) -> None:
     """Work until ``stop`` is set. A database that refuses or is away is asked again; the worker stays."""
-    engine = make_engine(settings.legacy_database_url)
+    engine = make_engine(settings.legacy_database_url, connections=2)
     effects = EffectsFile(settings.effects_file, "db", name)
     once = run_guarded_once if settings.legacy_kind == "guarded" else run_unguarded_once
     interval = settings.poll_interval_ms / 1000
@@ -89,7 +112,8 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the worker's name, as in the column worker and the effects file")
     name: str = parser.parse_args().name
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    settings = load_settings()
+    settings = load_or_exit()
+    task_types.load(settings)
     stop = threading.Event()
 
     def finish(signum: int, frame: FrameType | None) -> None:

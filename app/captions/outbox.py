@@ -18,9 +18,10 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry as RedisRetry
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
 
@@ -58,9 +59,8 @@ class RQPlacer:
         self._redis = Redis.from_url(
             redis_url, socket_timeout=2, socket_connect_timeout=1, retry=RedisRetry(NoBackoff(), 0)
         )
-        self._queues = {
-            name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in TIMEOUT_SECONDS
-        }
+        self._timeouts = TIMEOUT_SECONDS | task_types.timeouts()
+        self._queues = {name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in self._timeouts}
 
     def ping(self) -> None:
         """Raise RedisError when Redis does not answer."""
@@ -85,7 +85,7 @@ class RQPlacer:
         options = {
             "args": (task_id,),
             "job_id": task_id,
-            "job_timeout": TIMEOUT_SECONDS[priority],
+            "job_timeout": self._timeouts[priority],
             "result_ttl": RESULT_TTL_SECONDS,
             "retry": Retry(max=len(INFRASTRUCTURE_RETRY_SECONDS), interval=list(INFRASTRUCTURE_RETRY_SECONDS)),
             "unique": True,
@@ -107,6 +107,7 @@ def place_row(engine: Engine, placer: JobPlacer, task_id: str) -> bool:
     """Make the job of one row and stamp the row. False when another process has it or it cannot be placed yet."""
 
     def work(connection: Connection) -> bool:
+        paused = read_control(connection).paused
         row = connection.execute(
             text(
                 "SELECT priority, available_at FROM caption_tasks WHERE id = :id AND custody = 'rq'"
@@ -114,7 +115,11 @@ def place_row(engine: Engine, placer: JobPlacer, task_id: str) -> bool:
             ),
             {"id": task_id},
         ).one_or_none()
-        if row is None or not placer.place(task_id, row.priority, row.available_at.replace(tzinfo=UTC)):
+        if (
+            row is None
+            or row.priority in paused
+            or not placer.place(task_id, row.priority, row.available_at.replace(tzinfo=UTC))
+        ):
             return False
         connection.execute(
             text("UPDATE caption_tasks SET enqueued_at = UTC_TIMESTAMP(6) WHERE id = :id"), {"id": task_id}
@@ -125,18 +130,26 @@ def place_row(engine: Engine, placer: JobPlacer, task_id: str) -> bool:
 
 
 def unplaced_rows(engine: Engine) -> Sequence[str]:
-    """Ids of rows that have waited for their job for some seconds, oldest first; none in an emergency."""
+    """Ids of rows that have waited for their job for some seconds, oldest first; none in an emergency.
+
+    Left out are queues that are paused and those that this process does not know.
+    """
     with engine.connect() as connection:
-        if read_control(connection).emergency:
+        control = read_control(connection)
+        if control.emergency:
             return []
         return (
             connection.execute(
                 text(
                     "SELECT id FROM caption_tasks WHERE custody = 'rq' AND status = 'queued' AND enqueued_at IS NULL"
-                    " AND created_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND"
+                    " AND priority IN :queues AND created_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND"
                     " ORDER BY priority, created_at, id LIMIT :batch"
-                ),
-                {"age": _SWEEP_AGE_SECONDS, "batch": _SWEEP_BATCH},
+                ).bindparams(bindparam("queues", expanding=True)),
+                {
+                    "age": _SWEEP_AGE_SECONDS,
+                    "batch": _SWEEP_BATCH,
+                    "queues": [queue for queue in task_types.queues() if queue not in control.paused],
+                },
             )
             .scalars()
             .all()

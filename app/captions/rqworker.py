@@ -11,8 +11,8 @@ import secrets
 
 from redis import Redis
 
-from captions.settings import SettingsError, load_settings
-from captions.tasks import PRIORITIES
+from captions import task_types
+from captions.settings import load_or_exit
 
 
 def main() -> None:
@@ -21,23 +21,25 @@ def main() -> None:
     parser.add_argument("--simple", action="store_true", help="run tasks in the worker's process, without forking")
     parser.add_argument("--burst", action="store_true", help="end when the queues are empty")
     arguments = parser.parse_args()
-    settings = load_settings()
+    settings = load_or_exit()
     if settings.rq_worker_redis_url is None:
-        raise SystemExit(str(SettingsError(f"{settings.source}: RQ_REDIS_URL is missing; add it to run RQ workers")))
+        raise SystemExit(f"captions: {settings.source}: RQ_REDIS_URL is missing; add it to run RQ workers")
+    task_types.load(settings)
     # RQ reads its prefix from the environment when it is first imported.
     os.environ["RQ_KEY_PREFIX"] = settings.rq_key_prefix
     from rq import SimpleWorker, Worker
     from rq.serializers import JSONSerializer
 
-    import captions.jobs  # noqa: F401  imported before the fork, so that no work horse imports it again
+    from captions.jobs import park_unreadable  # with all it needs, before the fork: no work horse imports it again
 
     worker_class = SimpleWorker if arguments.simple else Worker
     worker = worker_class(
-        list(PRIORITIES),
+        list(task_types.queues()),
         # A killed worker's name stays registered for minutes; a new process needs another.
         name=f"{arguments.name}-{os.getpid()}-{secrets.token_hex(3)}",
         connection=Redis.from_url(settings.rq_worker_redis_url),
         serializer=JSONSerializer,
+        exception_handlers=[park_unreadable],
     )
     worker.work(burst=arguments.burst, with_scheduler=True, logging_level="INFO")
 

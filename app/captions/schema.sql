@@ -3,7 +3,7 @@ CREATE TABLE IF NOT EXISTS caption_tasks (
   user_id       INT NOT NULL,
   status        ENUM('queued','running','completed','failed','cancelled') NOT NULL DEFAULT 'queued',
   priority      ENUM('urgent','high','normal','low') NOT NULL DEFAULT 'normal',
-  image_path    VARCHAR(255) NOT NULL,
+  image_path    VARCHAR(255) NOT NULL DEFAULT '',
   caption       TEXT NULL,
   error         TEXT NULL,
   attempts      INT NOT NULL DEFAULT 0,
@@ -31,5 +31,15 @@ CREATE TABLE IF NOT EXISTS captions_control (
   emergency     TINYINT NOT NULL DEFAULT 0,
   polling       TINYINT NOT NULL DEFAULT 1
 ) ENGINE=InnoDB;
+
+ALTER TABLE caption_tasks
+  ADD COLUMN IF NOT EXISTS kind           VARCHAR(40) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'caption',
+  ADD COLUMN IF NOT EXISTS payload        VARCHAR(1023) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  ADD COLUMN IF NOT EXISTS error_category VARCHAR(20) CHARACTER SET ascii NULL,
+  ADD COLUMN IF NOT EXISTS progress       TINYINT UNSIGNED NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS progress_note  VARCHAR(200) NULL;
+
+ALTER TABLE captions_control
+  ADD COLUMN IF NOT EXISTS paused_queues VARCHAR(1000) CHARACTER SET ascii NOT NULL DEFAULT '';
 
 INSERT IGNORE INTO captions_control (id) VALUES (1);

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 from sqlalchemy.exc import IntegrityError
 
+from captions import task_types
 from captions.control import bucket_of, read_control
 from captions.database import error_code, in_transaction
+from captions.retries import Failure
 
-PRIORITIES = ("urgent", "high", "normal", "low")
+PRIORITIES = task_types.PRIORITIES
 Custody = Literal["db", "rq"]
 
 _DUPLICATE_KEY = 1062
 _ERROR_LENGTH = 1000
+_NOTE_LENGTH = 200
+_CLAIMED = "id, kind, payload, image_path, attempts, max_attempts"
 
 
 class IntakeClosed(Exception):
@@ -43,9 +47,14 @@ class TaskStateConflict(Exception):
 
 @dataclass(frozen=True)
 class Claim:
-    """One attempt at a task: whoever holds it may finish it while the row still names them."""
+    """One attempt at a task: whoever holds it may finish it while the row still names them.
+
+    ``payload`` is the text in the row, None for a caption, whose row has the name of its image instead.
+    """
 
     task_id: str
+    kind: str
+    payload: str | None
     image_path: str
     attempt: int
     max_attempts: int
@@ -53,17 +62,30 @@ class Claim:
 
 
 def submit(
-    engine: Engine, *, rq_usable: bool, user_id: int, image: str, priority: str, delay_seconds: float
+    engine: Engine,
+    *,
+    rq_usable: bool,
+    user_id: int,
+    priority: str,
+    delay_seconds: float,
+    image: str = "",
+    kind: str = "caption",
+    payload: str | None = None,
+    max_attempts: int = 3,
 ) -> tuple[str, Custody]:
-    """Accept a task: its id, and the side that owns it. The row is committed when this returns."""
+    """Accept a task: its id, which nobody can guess, and the side that owns it. The row is committed on return.
+
+    ``priority`` is the queue: one of the four, or the own queue of the task's type.
+    """
     task_id = str(uuid.uuid4())
 
     def work(connection: Connection) -> Custody:
         custody = _route(connection, rq_usable, user_id)
         connection.execute(
             text(
-                "INSERT INTO caption_tasks (id, user_id, priority, image_path, custody, created_at, available_at)"
-                " VALUES (:id, :user, :priority, :image, :custody, UTC_TIMESTAMP(6),"
+                "INSERT INTO caption_tasks (id, user_id, priority, image_path, kind, payload, max_attempts, custody,"
+                " created_at, available_at)"
+                " VALUES (:id, :user, :priority, :image, :kind, :payload, :attempts, :custody, UTC_TIMESTAMP(6),"
                 " UTC_TIMESTAMP(6) + INTERVAL :delay MICROSECOND)"
             ),
             {
@@ -71,6 +93,9 @@ def submit(
                 "user": user_id,
                 "priority": priority,
                 "image": image,
+                "kind": kind,
+                "payload": payload,
+                "attempts": max_attempts,
                 "custody": custody,
                 "delay": round(delay_seconds * 1_000_000),
             },
@@ -115,7 +140,8 @@ def retry(engine: Engine, task_id: str, *, rq_usable: bool) -> Custody:
             text(
                 "UPDATE caption_tasks SET status = 'queued', custody = :custody, attempts = 0, caption = NULL,"
                 " error = NULL, worker = NULL, started_at = NULL, finished_at = NULL, lease_until = NULL,"
-                " enqueued_at = NULL, available_at = UTC_TIMESTAMP(6) WHERE id = :id"
+                " enqueued_at = NULL, error_category = NULL, progress = 0, progress_note = NULL,"
+                " available_at = UTC_TIMESTAMP(6) WHERE id = :id"
             ),
             {"id": task_id, "custody": custody},
         )
@@ -130,19 +156,35 @@ def read_task(engine: Engine, task_id: str) -> dict[str, Any]:
         row = connection.execute(text("SELECT * FROM caption_tasks WHERE id = :id"), {"id": task_id}).mappings().first()
     if row is None:
         raise TaskNotFound(task_id)
-    task = {
+    return plain(dict(row)) | {"owner": row["custody"]}
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: times are UTC text."""
+    return {
         key: value.isoformat(timespec="microseconds") + "Z" if isinstance(value, datetime) else value
         for key, value in row.items()
         if key != "active_user"
     }
-    task["owner"] = task["custody"]
-    return task
 
 
 def claim_for_rq(engine: Engine, task_id: str, worker: str) -> Claim | None:
-    """The custody guard: None when RQ does not own the task, or it is not queued (any more)."""
+    """The custody guard: None when RQ does not own the task, it is not queued (any more), or its queue is paused.
+
+    A task of a paused queue goes back into the outbox, which places it again when the queue is resumed.
+    """
 
     def work(connection: Connection) -> Claim | None:
+        if paused := read_control(connection).paused:
+            sent_back = connection.execute(
+                text(
+                    "UPDATE caption_tasks SET enqueued_at = NULL"
+                    " WHERE id = :id AND custody = 'rq' AND status = 'queued' AND priority IN :paused"
+                ).bindparams(bindparam("paused", expanding=True)),
+                {"id": task_id, "paused": sorted(paused)},
+            )
+            if sent_back.rowcount:
+                return None
         changed = connection.execute(
             text(
                 "UPDATE caption_tasks SET status = 'running', attempts = attempts + 1,"
@@ -160,14 +202,11 @@ def claim_for_poller(engine: Engine, worker: str, lease_seconds: int) -> Claim |
     """The guarded poller's claim of the first ready row; None when there is none or polling is switched off."""
 
     def work(connection: Connection) -> Claim | None:
-        if not read_control(connection).polling:
+        control = read_control(connection)
+        if not control.polling:
             return None
         task_id = connection.execute(
-            text(
-                "SELECT id FROM caption_tasks WHERE custody = 'db' AND status = 'queued'"
-                " AND available_at <= UTC_TIMESTAMP(6) ORDER BY priority, created_at, id LIMIT 1"
-                " FOR UPDATE SKIP LOCKED"
-            )
+            *_first_ready("id", control.paused, " FOR UPDATE SKIP LOCKED")
         ).scalar_one_or_none()
         if task_id is None:
             return None
@@ -209,7 +248,7 @@ def complete(engine: Engine, claim: Claim, caption: str, about_to_commit: Callab
         changed = connection.execute(
             text(
                 "UPDATE caption_tasks SET status = 'completed', caption = :caption, error = NULL, lease_until = NULL,"
-                " finished_at = UTC_TIMESTAMP(6)"
+                " error_category = NULL, finished_at = UTC_TIMESTAMP(6)"
                 " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
             ),
             {"caption": caption, **_holder(claim)},
@@ -222,40 +261,79 @@ def complete(engine: Engine, claim: Claim, caption: str, about_to_commit: Callab
     return in_transaction(engine, work)
 
 
-def give_up_attempt(engine: Engine, claim: Claim, error: str) -> Literal["queued", "failed", "not ours"]:
-    """End a failed attempt: queued again on the same side while attempts are left, else failed.
+def report_progress(engine: Engine, claim: Claim, percent: int, note: str) -> None:
+    """Say how far a claim is that is still ours. ``percent`` is 0 to 100."""
 
-    A row in RQ's custody loses its stamp with that, so that the outbox places it again.
+    def work(connection: Connection) -> None:
+        connection.execute(
+            text(
+                "UPDATE caption_tasks SET progress = :percent, progress_note = :note"
+                " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
+            ),
+            {"percent": min(100, max(0, percent)), "note": note[:_NOTE_LENGTH], **_holder(claim)},
+        )
+
+    in_transaction(engine, work)
+
+
+def give_up_attempt(
+    engine: Engine, claim: Claim, failure: Failure, delay_seconds: float | None
+) -> Literal["queued", "failed", "not ours"]:
+    """End a failed attempt: queued again on the same side, due after the delay, while attempts are left, else failed.
+
+    No delay (None) means that no attempt shall follow; a failed task is a dead letter. A row in RQ's custody loses
+    its stamp when it is queued again, so that the outbox places it again.
     """
-    outcome: Literal["queued", "failed"] = "queued" if claim.attempt < claim.max_attempts else "failed"
+    again = delay_seconds is not None and claim.attempt < claim.max_attempts
+    outcome: Literal["queued", "failed"] = "queued" if again else "failed"
 
     def work(connection: Connection) -> int:
         if outcome == "queued":
             assignments = "status = 'queued', worker = NULL, started_at = NULL, enqueued_at = NULL"
+            if delay_seconds:
+                assignments += ", available_at = UTC_TIMESTAMP(6) + INTERVAL :delay MICROSECOND"
         else:
             assignments = "status = 'failed', finished_at = UTC_TIMESTAMP(6)"
         return connection.execute(
             text(
-                f"UPDATE caption_tasks SET {assignments}, error = :error, lease_until = NULL"
+                f"UPDATE caption_tasks SET {assignments}, error = :error, error_category = :category,"
+                " lease_until = NULL, progress = 0, progress_note = NULL"
                 " WHERE id = :id AND status = 'running' AND worker = :worker AND attempts = :attempt"
             ),
-            {"error": error[:_ERROR_LENGTH], **_holder(claim)},
+            {
+                "error": failure.message[:_ERROR_LENGTH],
+                "category": failure.category,
+                "delay": round((delay_seconds or 0) * 1_000_000),
+                **_holder(claim),
+            },
         ).rowcount
 
     return outcome if in_transaction(engine, work) == 1 else "not ours"
 
 
+def park(engine: Engine, task_id: str, failure: Failure) -> bool:
+    """Make a queued task of RQ's that no worker can even begin a dead letter; False when it is not queued there."""
+
+    def work(connection: Connection) -> bool:
+        changed = connection.execute(
+            text(
+                "UPDATE caption_tasks SET status = 'failed', finished_at = UTC_TIMESTAMP(6), error = :error,"
+                " error_category = :category WHERE id = :id AND custody = 'rq' AND status = 'queued'"
+            ),
+            {"id": task_id, "error": failure.message[:_ERROR_LENGTH], "category": failure.category},
+        )
+        return changed.rowcount == 1
+
+    return in_transaction(engine, work)
+
+
 def head_row(engine: Engine, worker: str) -> Claim | None:
     """The row an unguarded poller takes next. Nothing is changed, so the row still looks queued to everyone."""
     with engine.connect() as connection:
-        row = connection.execute(
-            text(
-                "SELECT id, image_path, attempts, max_attempts FROM caption_tasks WHERE custody = 'db'"
-                " AND status = 'queued' AND available_at <= UTC_TIMESTAMP(6)"
-                " ORDER BY priority, created_at, id LIMIT 1"
-            )
-        ).one_or_none()
-    return None if row is None else Claim(row.id, row.image_path, row.attempts + 1, row.max_attempts, worker)
+        row = connection.execute(*_first_ready(_CLAIMED, read_control(connection).paused)).one_or_none()
+    if row is None:
+        return None
+    return Claim(row.id, row.kind, row.payload, row.image_path, row.attempts + 1, row.max_attempts, worker)
 
 
 def overwrite_result(
@@ -321,6 +399,59 @@ def statistics(engine: Engine) -> dict[str, Any]:
     }
 
 
+def queue_statistics(engine: Engine) -> list[dict[str, Any]]:
+    """For each queue and system with unfinished tasks: ready, delayed, running, and the longest wait in seconds."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT priority AS queue, custody AS `system`,"
+                " SUM(status = 'queued' AND available_at <= UTC_TIMESTAMP(6)) AS ready,"
+                " SUM(status = 'queued' AND available_at > UTC_TIMESTAMP(6)) AS `delayed`,"
+                " SUM(status = 'running') AS running,"
+                " TIMESTAMPDIFF(MICROSECOND, MIN(IF(status = 'queued' AND available_at <= UTC_TIMESTAMP(6),"
+                " GREATEST(created_at, available_at), NULL)), UTC_TIMESTAMP(6)) / 1000000 AS oldest_ready_seconds"
+                " FROM caption_tasks WHERE status IN ('queued', 'running') GROUP BY priority, custody ORDER BY priority"
+            )
+        ).mappings()
+        return [
+            {
+                "queue": row["queue"],
+                "system": row["system"],
+                **{name: int(row[name]) for name in ("ready", "delayed", "running")},
+                "oldest_ready_seconds": float(row["oldest_ready_seconds"] or 0.0),
+            }
+            for row in rows
+        ]
+
+
+def clean_up(engine: Engine, older_than_seconds: int, at_most: int) -> int:
+    """Delete completed and cancelled tasks that ended so long ago, oldest ids first; how many. Dead letters stay."""
+
+    def work(connection: Connection) -> int:
+        return connection.execute(
+            text(
+                "DELETE FROM caption_tasks WHERE status IN ('completed', 'cancelled')"
+                " AND finished_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND ORDER BY id LIMIT :most"
+            ),
+            {"age": older_than_seconds, "most": at_most},
+        ).rowcount
+
+    return in_transaction(engine, work)
+
+
+def _first_ready(columns: str, paused: frozenset[str], lock: str = "") -> tuple[TextClause, dict[str, object]]:
+    """The query for the row that pollers take next: strictly by priority, then by age."""
+    condition = "custody = 'db' AND status = 'queued' AND available_at <= UTC_TIMESTAMP(6)"
+    if paused:
+        condition += " AND priority NOT IN :paused"
+    query = text(
+        f"SELECT {columns} FROM caption_tasks WHERE {condition} ORDER BY priority, created_at, id LIMIT 1{lock}"
+    )
+    if not paused:
+        return query, {}
+    return query.bindparams(bindparam("paused", expanding=True)), {"paused": sorted(paused)}
+
+
 def _route(connection: Connection, rq_usable: bool, user_id: int) -> Custody:
     control = read_control(connection, for_submission=True)
     if control.intake_paused:
@@ -347,10 +478,8 @@ def _status(connection: Connection, task_id: str) -> str:
 
 
 def _claim(connection: Connection, task_id: str, worker: str) -> Claim:
-    row = connection.execute(
-        text("SELECT image_path, attempts, max_attempts FROM caption_tasks WHERE id = :id"), {"id": task_id}
-    ).one()
-    return Claim(task_id, row.image_path, row.attempts, row.max_attempts, worker)
+    row = connection.execute(text(f"SELECT {_CLAIMED} FROM caption_tasks WHERE id = :id"), {"id": task_id}).one()
+    return Claim(task_id, row.kind, row.payload, row.image_path, row.attempts, row.max_attempts, worker)
 
 
 def _holder(claim: Claim) -> dict[str, object]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import math
 import os
 import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +16,28 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from captions import control, tasks
+from captions import admin, control, fields, task_types, tasks
+from captions.access import error as error_answer
+from captions.access import guard
 from captions.database import error_code, in_transaction, make_engine
 from captions.outbox import RQPlacer, Sweeper, place_row
+from captions.payload import PayloadError, dump
 from captions.settings import Settings, load_settings
+from captions.work import policy_of
 
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _LONGEST_DELAY_SECONDS = 366 * 86400
 _LARGEST_USER_ID = 2**31 - 1
-_REASON_LENGTH = 200
 _CONNECTIONS = 10
 
 log = logging.getLogger("captions.web")
-
-View = Callable[..., tuple[Response, int]]
-
-
-class BadRequest(Exception):
-    """The request cannot be understood; the message says which field and what it should hold."""
 
 
 def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
     """The application as one process serves it. ``sweeper`` starts the thread that empties the outbox."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = settings or load_settings()
+    task_types.load(settings)
     app = Flask("captions")
     engine = make_engine(settings.database_url, connections=_CONNECTIONS)
     placer: RQPlacer | None = None
@@ -60,17 +55,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         except (RedisError, SQLAlchemyError) as error:
             log.warning("task %s has no RQ job yet (%s); the sweeper will place it", task_id, type(error).__name__)
 
-    def for_admin(view: View) -> View:
-        @wraps(view)
-        def guarded(*args: Any, **kwargs: Any) -> tuple[Response, int]:
-            if settings.admin_token is None:
-                return _error(503, "ADMIN_TOKEN is not set; admin requests are off")
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {settings.admin_token}".encode()):
-                return _error(401, "send the header 'Authorization: Bearer TOKEN'")
-            return view(*args, **kwargs)
-
-        return guarded
+    needs = guard(settings.tokens)
 
     def read_control() -> control.Control:
         with engine.connect() as connection:
@@ -80,14 +65,20 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
 
     @app.post("/tasks")
     def submit() -> tuple[Response, int]:
-        body = _body()
+        body = fields.body()
+        kind = task_types.task_type(fields.choice(body, "kind", tuple(task_types.names()), "caption"))
+        if kind.queue and "priority" in body:
+            raise fields.BadRequest(f"tasks of the kind {kind.name} wait in a queue of their own; leave priority out")
         task_id, custody = tasks.submit(
             engine,
             rq_usable=settings.rq_usable,
-            user_id=_integer(body, "user_id", 1, _LARGEST_USER_ID),
-            image=_image(body, settings.images_dir),
-            priority=_choice(body, "priority", tasks.PRIORITIES, "normal"),
+            user_id=fields.integer(body, "user_id", 1, _LARGEST_USER_ID),
+            image=_image(body, settings.images_dir) if kind.name == "caption" else "",
+            priority=kind.queue or fields.choice(body, "priority", tasks.PRIORITIES, "normal"),
             delay_seconds=_delay(body),
+            kind=kind.name,
+            payload=None if kind.name == "caption" else _payload(body, kind),
+            max_attempts=policy_of(settings, kind.name).attempts,
         )
         place_now(task_id, custody)
         return jsonify(id=task_id, custody=custody), 201
@@ -131,6 +122,24 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             settings_digest=settings.digest,
         ), 200 if well else 503
 
+    @app.get("/health/live")
+    def live() -> tuple[Response, int]:
+        return jsonify(status="ok", pid=os.getpid()), 200
+
+    @app.get("/health/ready")
+    def ready() -> tuple[Response, int]:
+        """For a load balancer: 200 while submissions can be taken. Redis is not needed for that, the database is."""
+        try:
+            now = read_control()
+        except (SQLAlchemyError, OSError) as error:
+            return jsonify(status="not ready", reason=f"the database does not answer ({type(error).__name__})"), 503
+        notes = []
+        if now.intake_paused:
+            notes.append("intake is paused")
+        if not settings.rq_usable and not (now.polling and settings.database_polling_enabled):
+            notes.append("neither RQ nor polling is on: nobody works on tasks")
+        return jsonify(status="ok", profile=settings.profile, notes=notes), 200
+
     # --- switches and statistics -------------------------------------------------------------------------------
 
     def intake_state() -> dict[str, Any]:
@@ -165,142 +174,113 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         }
 
     @app.get("/admin/intake")
-    @for_admin
+    @needs("view")
     def get_intake() -> tuple[Response, int]:
         return jsonify(intake_state()), 200
 
     @app.post("/admin/intake")
-    @for_admin
+    @needs("admin")
     def set_intake() -> tuple[Response, int]:
-        body = _body()
-        if _choice(body, "action", ("pause", "resume"), None) == "resume":
+        body = fields.body()
+        if fields.choice(body, "action", ("pause", "resume"), None) == "resume":
             in_transaction(engine, control.resume_intake)
         else:
-            reason = _reason(body)
-            seconds = _integer(body, "seconds", 1, settings.intake_max_pause_seconds)
+            reason = fields.reason(body)
+            seconds = fields.integer(body, "seconds", 1, settings.intake_max_pause_seconds)
             in_transaction(engine, lambda connection: control.pause_intake(connection, reason, seconds))
             log.info("intake paused for at most %d s: %s", seconds, reason)
         return jsonify(intake_state()), 200
 
     @app.post("/admin/emergency")
-    @for_admin
+    @needs("admin")
     def set_emergency() -> tuple[Response, int]:
-        body = _body()
-        on = _flag(body, "on", True)
+        body = fields.body()
+        on = fields.flag(body, "on", True)
         if on:
-            log.warning("emergency declared: %s", _reason(body))
+            log.warning("emergency declared: %s", fields.reason(body))
         in_transaction(engine, lambda connection: control.set_emergency(connection, on))
         return jsonify(route_state()), 200
 
     @app.get("/admin/route")
-    @for_admin
+    @needs("view")
     def get_route() -> tuple[Response, int]:
         return jsonify(route_state()), 200
 
     @app.post("/admin/route")
-    @for_admin
+    @needs("admin")
     def set_route() -> tuple[Response, int]:
-        share = _integer(_body(), "share", 0, 100)
+        share = fields.integer(fields.body(), "share", 0, 100)
         in_transaction(engine, lambda connection: control.set_route(connection, share))
         return jsonify(route_state()), 200
 
     @app.get("/admin/polling")
-    @for_admin
+    @needs("view")
     def get_polling() -> tuple[Response, int]:
         return jsonify(polling_state()), 200
 
     @app.post("/admin/polling")
-    @for_admin
+    @needs("admin")
     def set_polling() -> tuple[Response, int]:
-        polling = _flag(_body(), "polling", None)
+        polling = fields.flag(fields.body(), "polling", None)
         in_transaction(engine, lambda connection: control.set_polling(connection, polling))
         return jsonify(polling_state()), 200
 
     @app.get("/admin/stats")
-    @for_admin
+    @needs("view")
     def stats() -> tuple[Response, int]:
         return jsonify(
             **tasks.statistics(engine), route=route_state(), polling=polling_state(), intake=intake_state()
         ), 200
 
+    app.register_blueprint(admin.blueprint(settings, engine, place_now))
+
     # --- errors ------------------------------------------------------------------------------------------------
 
-    @app.errorhandler(BadRequest)
-    def bad_request(error: BadRequest) -> tuple[Response, int]:
-        return _error(400, str(error))
+    @app.errorhandler(fields.BadRequest)
+    def bad_request(error: fields.BadRequest) -> tuple[Response, int]:
+        return error_answer(400, str(error))
 
     @app.errorhandler(tasks.TaskNotFound)
     def not_found(error: tasks.TaskNotFound) -> tuple[Response, int]:
-        return _error(404, "there is no task with this id")
+        return error_answer(404, "there is no task with this id")
 
     @app.errorhandler(tasks.TaskStateConflict)
     @app.errorhandler(tasks.ActiveTaskExists)
     def conflict(error: Exception) -> tuple[Response, int]:
-        return _error(409, str(error))
+        return error_answer(409, str(error))
 
     @app.errorhandler(tasks.IntakeClosed)
     def closed(error: tasks.IntakeClosed) -> tuple[Response, int]:
-        return _error(503, str(error), retry_after_seconds=error.retry_after_seconds)
+        return error_answer(503, str(error), retry_after_seconds=error.retry_after_seconds)
 
     @app.errorhandler(OperationalError)
     @app.errorhandler(PoolTimeoutError)
     def database_away(error: SQLAlchemyError) -> tuple[Response, int]:
         log.error("database error %s (%s) on %s", error_code(error), type(error).__name__, request.path)
-        return _error(503, "the database does not answer", retry_after_seconds=1)
+        return error_answer(503, "the database does not answer", retry_after_seconds=1)
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:
-        return _error(error.code or 500, error.description or error.name)
+        return error_answer(error.code or 500, error.description or error.name)
 
     return app
 
 
-def _error(status: int, message: str, retry_after_seconds: int | None = None) -> tuple[Response, int]:
-    response = jsonify(error=message)
-    if retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(retry_after_seconds)
-    return response, status
-
-
-def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True)
-    if not isinstance(body, dict):
-        raise BadRequest("send a JSON object with Content-Type application/json")
-    return body
-
-
-def _integer(body: dict[str, Any], key: str, least: int, most: int) -> int:
-    value = body.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BadRequest(f"{key} must be a whole number from {least} to {most}")
-    return value
-
-
-def _flag(body: dict[str, Any], key: str, default: bool | None) -> bool:
-    value = body.get(key, default)
-    if not isinstance(value, bool):
-        raise BadRequest(f"{key} must be true or false")
-    return value
-
-
-def _choice(body: dict[str, Any], key: str, choices: tuple[str, ...], default: str | None) -> str:
-    value = body.get(key, default)
-    if not isinstance(value, str) or value not in choices:
-        raise BadRequest(f"{key} must be one of {', '.join(choices)}")
-    return value
-
-
-def _reason(body: dict[str, Any]) -> str:
-    value = body.get("reason")
-    if not isinstance(value, str) or not value.strip() or len(value) > _REASON_LENGTH:
-        raise BadRequest(f"reason must be a text of 1 to {_REASON_LENGTH} characters")
-    return value.strip()
+def _payload(body: dict[str, Any], kind: task_types.TaskType) -> str:
+    data = body.get("payload")
+    if not isinstance(data, dict):
+        raise fields.BadRequest("payload must be a JSON object")
+    try:
+        kind.check(data)
+        return dump(data)
+    except (ValueError, PayloadError) as error:
+        raise fields.BadRequest(str(error)) from error
 
 
 def _delay(body: dict[str, Any]) -> float:
     value = body.get("delay_seconds", 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_DELAY_SECONDS:
-        raise BadRequest(f"delay_seconds must be a number from 0 to {_LONGEST_DELAY_SECONDS}")
+        raise fields.BadRequest(f"delay_seconds must be a number from 0 to {_LONGEST_DELAY_SECONDS}")
     return float(value)
 
 
@@ -311,4 +291,4 @@ def _image(body: dict[str, Any], images_dir: Path) -> str:
         path = Path(value)
         if path.parent in (Path(), images_dir) and _IMAGE_NAME.fullmatch(path.name):
             return path.name
-    raise BadRequest("image must be the name of a file in the images directory")
+    raise fields.BadRequest("image must be the name of a file in the images directory")

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy import Engine
+
+from captions import payload, tasks
 from captions.caption import describe_image
+from captions.retries import Failure, RetryPolicy, failure_of
 from captions.settings import Settings
+from captions.task_types import Attempt, TaskType, register, task_type
 
 
-def caption_of(settings: Settings, image_path: str, keep_alive: Callable[[], None] | None = None) -> str:
-    """Compute the caption; takes at least ``WORK_MS``. ``keep_alive`` is called three times per lease."""
+def _caption(attempt: Attempt) -> str:
+    return describe_image(attempt.settings.images_dir / Path(str(attempt.payload["image"])).name)
+
+
+register(TaskType("caption", work=_caption))
+
+
+def perform(settings: Settings, engine: Engine, claim: tasks.Claim) -> str:
+    """Do the work of a claimed task; its result. It takes at least ``WORK_MS``."""
     deadline = time.monotonic() + settings.work_ms / 1000
-    caption = describe_image(settings.images_dir / Path(image_path).name)
-    slice_seconds = settings.lease_seconds / 3
-    while (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(left, slice_seconds))
-        if keep_alive is not None and left > slice_seconds:
-            keep_alive()
-    return caption
+    kind = task_type(claim.kind)
+    data = {"image": claim.image_path} if claim.payload is None else payload.load(claim.payload)
+
+    def report(percent: int, note: str) -> None:
+        tasks.report_progress(engine, claim, percent, note)
+
+    result = kind.work(Attempt(claim.task_id, claim.attempt, data, settings, report))
+    time.sleep(max(0.0, deadline - time.monotonic()))
+    return result
+
+
+def end_badly(settings: Settings, engine: Engine, claim: tasks.Claim, error: Exception) -> tuple[Failure, str]:
+    """End an attempt whose work raised ``error``, as the type's policy says; the failure and what the task is now."""
+    failure = failure_of(error)
+    delay = policy_of(settings, claim.kind).delay(failure.category, claim.attempt)
+    return failure, tasks.give_up_attempt(engine, claim, failure, delay)
+
+
+def policy_of(settings: Settings, kind: str) -> RetryPolicy:
+    """How tasks of this kind are retried; for a kind that nobody knows, as the settings say."""
+    try:
+        return task_type(kind).retry or settings.retry
+    except payload.PayloadError:
+        return settings.retry

@@ -14,9 +14,9 @@ from lab.stores import LOOPBACK
 DATABASE = "captions"
 
 RIGHTS: dict[str, tuple[str, ...]] = {
-    # Web processes: submit, cancel, retry, place, and turn the switches.
+    # Web processes: submit, cancel, retry, place, clean up, and turn the switches.
     "captions_web": (
-        "SELECT, INSERT, UPDATE ON captions.caption_tasks",
+        "SELECT, INSERT, UPDATE, DELETE ON captions.caption_tasks",
         "SELECT, UPDATE ON captions.captions_control",
     ),
     # Polling workers.

@@ -60,8 +60,8 @@ def task_files(root: Path = ROOT) -> list[Path]:
 
 
 def documents(root: Path = ROOT) -> list[Path]:
-    """README and the pages of docs/, whose commands people will type, and the role READMEs."""
-    top = [path for path in (root / "README.md",) if path.exists()]
+    """README, the application's, and the pages of docs/, whose commands people will type, and the role READMEs."""
+    top = [path for path in (root / "README.md", root / "app" / "README.md") if path.exists()]
     return top + sorted((root / "docs").rglob("*.md")) + sorted((root / "roles").glob("*/README.md"))
 
 

@@ -199,6 +199,24 @@ def test_admin_requests_need_the_token(running: Running) -> None:
         assert running.request("GET", f"/admin/{path}", token="wrong")[0] == 401
 
 
+def test_a_load_balancer_is_told_whether_submissions_can_be_taken(running: Running) -> None:
+    assert running.request("GET", "/health/live")[:1] == (200,)
+    status, answer, _ = running.request("GET", "/health/ready")
+    assert (status, answer["profile"], answer["notes"]) == (200, "development", [])
+    running.admin("polling", {"polling": False})
+    assert "nobody works" in running.request("GET", "/health/ready")[1]["notes"][0]
+    running.admin("polling", {"polling": True})
+    running.supervisor.stop_group("mariadb")
+    try:
+        assert running.request("GET", "/health/live")[0] == 200
+        status, answer, _ = running.request("GET", "/health/ready")
+        assert (status, answer["status"]) == (503, "not ready")
+        assert "database" in answer["reason"]
+    finally:
+        running.supervisor.start_group("mariadb")
+    until(lambda: running.request("GET", "/health/ready")[0] == 200)
+
+
 def test_without_rq_a_share_sends_nobody_there_and_says_so(running: Running) -> None:
     answer = running.admin("route", {"share": 100})
     assert (answer["share"], answer["effective_share"], answer["rq_enabled"]) == (100, 0, False)

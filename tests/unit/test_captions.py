@@ -68,7 +68,7 @@ def test_a_user_keeps_one_bucket_and_the_buckets_are_even() -> None:
     ("rq_usable", "emergency", "expected"), [(True, False, 25), (False, False, 0), (True, True, 0), (False, True, 0)]
 )
 def test_the_share_counts_only_with_rq_and_without_emergency(rq_usable: bool, emergency: bool, expected: int) -> None:
-    control = Control(25, False, None, 0.0, emergency, True)
+    control = Control(25, False, None, 0.0, emergency, True, frozenset())
     assert control.share(rq_usable) == expected
 
 
@@ -120,10 +120,12 @@ def test_a_line_that_is_no_setting_is_named() -> None:
         parse_env("A=1\nnonsense\n")
 
 
-def test_the_schema_is_two_tables_and_the_control_row() -> None:
+def test_the_schema_is_two_tables_later_columns_and_the_control_row() -> None:
     first_words = [" ".join(statement.split()[:6]) for statement in statements()]
     assert first_words == [
         "CREATE TABLE IF NOT EXISTS caption_tasks",
         "CREATE TABLE IF NOT EXISTS captions_control",
+        "ALTER TABLE caption_tasks ADD COLUMN IF",
+        "ALTER TABLE captions_control ADD COLUMN IF",
         "INSERT IGNORE INTO captions_control (id) VALUES",
     ]

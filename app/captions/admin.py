@@ -1,0 +1,106 @@
+"""Administration: JSON endpoints under ``/admin`` for whoever has a token. What each role may is at each endpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flask import Blueprint, Response, jsonify, request, stream_with_context
+from sqlalchemy import Engine
+
+from captions import control, dead_letters, fields, task_types, tasks
+from captions.access import Answer, error, guard
+from captions.database import in_transaction
+from captions.settings import Settings
+
+_LARGEST_PAGE = 1000
+_SHORTEST_KEPT_SECONDS = 86400  # results are kept for a day at least
+
+log = logging.getLogger("captions.admin")
+
+
+def blueprint(settings: Settings, engine: Engine, place: Callable[[str, str], None]) -> Blueprint:
+    """The endpoints. ``place(task_id, custody)`` makes the RQ job of a row that was queued again."""
+    admin = Blueprint("admin", __name__, url_prefix="/admin")
+    needs = guard(settings.tokens)
+
+    @admin.get("/dead-letters")
+    @needs("view")
+    def list_dead_letters() -> Answer:
+        limit, after = _page()
+        letters = dead_letters.listing(engine, limit, after)
+        return jsonify(dead_letters=letters, next=letters[-1]["id"] if len(letters) == limit else None), 200
+
+    @admin.get("/dead-letters/export")
+    @needs("operate")
+    def export_dead_letters() -> Answer:
+        lines = stream_with_context(dead_letters.export(engine))
+        return Response(lines, mimetype="application/x-ndjson"), 200
+
+    @admin.post("/dead-letters/requeue")
+    @needs("operate")
+    def requeue_dead_letters() -> Answer:
+        """Each id has its outcome: the side it was queued on, or why it was not."""
+        outcomes = {}
+        for task_id in _ids():
+            try:
+                custody = tasks.retry(engine, task_id, rq_usable=settings.rq_usable)
+            except tasks.TaskNotFound:
+                outcomes[task_id] = "there is no task with this id"
+            except (tasks.TaskStateConflict, tasks.ActiveTaskExists, tasks.IntakeClosed) as refusal:
+                outcomes[task_id] = str(refusal)
+            else:
+                place(task_id, custody)
+                outcomes[task_id] = custody
+        return jsonify(outcomes=outcomes), 200
+
+    # --- queues ------------------------------------------------------------------------------------------------
+
+    def queues() -> Answer:
+        with engine.connect() as connection:
+            paused = control.read_control(connection).paused
+        return jsonify(
+            queues=[{"queue": name, "paused": name in paused} for name in task_types.queues()],
+            waiting=tasks.queue_statistics(engine),
+        ), 200
+
+    @admin.get("/queues")
+    @needs("view")
+    def list_queues() -> Answer:
+        return queues()
+
+    @admin.post("/queues/<queue>/<action>")
+    @needs("operate")
+    def pause_queue(queue: str, action: str) -> Answer:
+        if queue not in task_types.queues() or action not in ("pause", "resume"):
+            return error(404, f"queues are {', '.join(task_types.queues())}; actions are pause and resume")
+        in_transaction(engine, lambda connection: control.set_queue_paused(connection, queue, action == "pause"))
+        log.info("queue %s: %sd", queue, action)
+        return queues()
+
+    # --- maintenance -------------------------------------------------------------------------------------------
+
+    @admin.post("/maintenance/clean-up")
+    @needs("admin")
+    def clean_up() -> Answer:
+        """Delete what ended long ago, a batch at a time; ask again while ``more`` is true."""
+        age = fields.integer(fields.body(), "older_than_seconds", _SHORTEST_KEPT_SECONDS, 10 * 366 * 86400)
+        deleted = tasks.clean_up(engine, age, _LARGEST_PAGE)
+        log.info("clean-up: %d task(s) that ended more than %d s ago", deleted, age)
+        return jsonify(deleted=deleted, more=deleted == _LARGEST_PAGE), 200
+
+    return admin
+
+
+def _page() -> tuple[int, str]:
+    limit = request.args.get("limit", "100")
+    if not limit.isdecimal() or not 1 <= int(limit) <= _LARGEST_PAGE:
+        raise fields.BadRequest(f"limit must be a whole number from 1 to {_LARGEST_PAGE}")
+    return int(limit), request.args.get("after", "")
+
+
+def _ids() -> list[str]:
+    ids = fields.body().get("ids")
+    if not isinstance(ids, list) or not 1 <= len(ids) <= _LARGEST_PAGE or not all(isinstance(i, str) for i in ids):
+        raise fields.BadRequest(f"ids must be a list of 1 to {_LARGEST_PAGE} task ids")
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,143 @@
+"""Retries, dead letters and payloads of captions' runtime, on both systems."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from captions import tasks
+from captions.legacy import leased
+from captions.retries import Failure
+from integration.runtime import Runtime
+from lab.images import BROKEN
+from oracle.patience import until
+
+pytestmark = pytest.mark.real
+
+MINUTES = {"RETRY_GROWTH": "exponential", "RETRY_BASE_SECONDS": "60", "RETRY_COUNT": "3"}
+LEFT = "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), available_at) FROM caption_tasks WHERE id = :id"
+
+
+@pytest.mark.parametrize("runtime", [MINUTES], indirect=True)
+@pytest.mark.parametrize("share", [0, 100])
+def test_a_failing_task_waits_longer_each_time_and_becomes_a_dead_letter(runtime: Runtime, share: int) -> None:
+    runtime.route(share)
+    task_id = runtime.submit(image=BROKEN)
+    waits = []
+    for attempt in range(1, 5):
+        runtime.work() if share else runtime.poll()
+        task = runtime.task(task_id)
+        assert (task["attempts"], task["error_category"]) == (attempt, "task")
+        assert task["error"].startswith(f"UnreadableImage: {BROKEN}")
+        if task["status"] == "failed":
+            break
+        ((left,),) = runtime.sql(LEFT, id=task_id)
+        waits.append(round((left + 1) / 60))
+        # Nobody runs it before its time, not even when the outbox is swept.
+        runtime.sweeper.sweep()
+        assert runtime.poll() == 0
+        runtime.sql(
+            "UPDATE caption_tasks SET available_at = UTC_TIMESTAMP(6), enqueued_at = NULL WHERE id = :id", id=task_id
+        )
+        runtime.redis.flushdb()
+        runtime.sql(
+            "UPDATE caption_tasks SET created_at = UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE WHERE id = :id", id=task_id
+        )
+        assert runtime.sweeper.sweep() == (1 if share else 0)
+    assert waits == [1, 4, 16]
+    _, answer = runtime.ask("GET", "dead-letters", role="view")
+    assert [(letter["id"], letter["error_category"]) for letter in answer["dead_letters"]] == [(task_id, "task")]
+    assert "payload" not in answer["dead_letters"][0]
+
+
+@pytest.mark.parametrize("share", [0, 100])
+def test_a_payload_that_nobody_can_read_is_parked_at_once_and_holds_up_nobody(runtime: Runtime, share: int) -> None:
+    runtime.route(share)
+    damaged, unknown, good = runtime.submit(), runtime.submit(), runtime.submit()
+    runtime.sql("UPDATE caption_tasks SET payload = :text WHERE id = :id", id=damaged, text='{"v":9,"data":{}}')
+    runtime.sql("UPDATE caption_tasks SET kind = 'riddle' WHERE id = :id", id=unknown)
+    runtime.work() if share else runtime.poll()
+    assert runtime.task(good)["status"] == "completed"
+    for task_id, says in ((damaged, "another version than 1"), (unknown, "no task type 'riddle'")):
+        task = runtime.task(task_id)
+        assert (task["status"], task["attempts"], task["error_category"]) == ("failed", 1, "payload")
+        assert says in task["error"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"not a payload", zlib.compress(b'["captions.jobs.no_such_function", null, ["x"], {}]')]
+)
+def test_an_rq_job_that_nobody_can_read_is_parked_with_its_reason(runtime: Runtime, data: bytes) -> None:
+    runtime.route(100)
+    task_id, good = runtime.submit(), runtime.submit()
+    runtime.redis.hset(Job.key_for(task_id), "data", data)
+    runtime.work()
+    task = runtime.task(task_id)
+    assert (task["status"], task["attempts"], task["error_category"]) == ("failed", 0, "payload")
+    assert "the RQ job cannot be read" in task["error"]
+    assert runtime.task(good)["status"] == "completed"
+    # The row has all that a new job needs.
+    assert runtime.ask("POST", "dead-letters/requeue", {"ids": [task_id]})[1]["outcomes"] == {task_id: "rq"}
+    runtime.work()
+    assert runtime.task(task_id)["status"] == "completed"
+
+
+def test_dead_letters_are_read_in_pages_requeued_and_exported(runtime: Runtime) -> None:
+    ids = sorted(runtime.submit(image=BROKEN) for _ in range(5))
+    runtime.poll()
+    _, first = runtime.ask("GET", "dead-letters?limit=3")
+    _, second = runtime.ask("GET", f"dead-letters?limit=3&after={first['next']}")
+    assert [letter["id"] for letter in first["dead_letters"] + second["dead_letters"]] == ids
+    assert second["next"] is None
+    exported = runtime.client.get("/admin/dead-letters/export", headers={"Authorization": "Bearer " + "o" * 32})
+    lines = [json.loads(line) for line in exported.text.splitlines()]
+    assert [line["id"] for line in lines] == ids
+    assert {line["image_path"] for line in lines} == {BROKEN}
+    runtime.sql("UPDATE caption_tasks SET image_path = 'image-01.png' WHERE id = :id", id=ids[0])
+    ((user,),) = runtime.sql("SELECT user_id FROM caption_tasks WHERE id = :id", id=ids[1])
+    runtime.submit(user_id=user)
+    _, answer = runtime.ask("POST", "dead-letters/requeue", {"ids": [ids[0], ids[1], "absent"]}, role="operate")
+    assert answer["outcomes"] == {
+        ids[0]: "db",
+        ids[1]: "the user already has a task that is queued or running",
+        "absent": "there is no task with this id",
+    }
+    runtime.poll()
+    assert runtime.task(ids[0])["status"] == "completed"
+    assert runtime.ask("POST", "dead-letters/requeue", {"ids": ids}, role="view")[0] == 403
+    assert runtime.ask("GET", "dead-letters?limit=0")[0] == 400
+
+
+def test_a_transient_error_is_retried_at_once_and_counted(runtime: Runtime) -> None:
+    runtime.submit()
+    claim = tasks.claim_for_poller(runtime.engine, "w", 60)
+    assert claim is not None
+    assert tasks.give_up_attempt(runtime.engine, claim, Failure("transient", "away"), 0.0) == "queued"
+    assert runtime.poll() == 1
+    assert runtime.task(claim.task_id)["attempts"] == 2
+
+
+def test_redis_holds_the_id_of_a_task_and_less_than_a_kilobyte(runtime: Runtime) -> None:
+    runtime.route(100)
+    task_id = runtime.submit(user_id=987_654_321, image="image-07.png", priority="urgent")
+    fields = runtime.redis.hgetall(Job.key_for(task_id))
+    size = sum(len(key) + len(value) for key, value in fields.items())
+    assert JSONSerializer.loads(zlib.decompress(fields[b"data"])) == ["captions.jobs.run_caption", None, [task_id], {}]
+    assert size < 1024, size
+    assert int(runtime.redis.memory_usage(Job.key_for(task_id))) < 2048
+    everything = b" ".join([*fields, *fields.values(), zlib.decompress(fields[b"data"])])
+    assert b"image" not in everything
+    assert b"987654321" not in everything
+
+
+def test_a_lease_is_renewed_while_the_work_lasts(runtime: Runtime) -> None:
+    task_id = runtime.submit()
+    claim = tasks.claim_for_poller(runtime.engine, "w", 1)
+    assert claim is not None
+    query = "SELECT lease_until > started_at + INTERVAL 3 SECOND FROM caption_tasks WHERE id = :id"
+    with leased(runtime.engine, claim, 1):
+        until(lambda: bool(runtime.sql(query, id=task_id)[0][0]), "a renewed lease")
