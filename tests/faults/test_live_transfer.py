@@ -39,6 +39,12 @@ POLLERS = 2
 POLLED_WORK_MS = round(1000 * POLLERS * TRANSFER_SECONDS / 3 / POLLED)
 WEIGHTS = (1, 2, 6, 1)
 CANCEL_SHARE = 0.05
+#: Which submissions, by their number, are made under which share for RQ; the later ones wait until it is set.
+SHARES = {
+    0: range(SUBMITTED * 3 // 20),
+    30: range(SUBMITTED * 3 // 20, SUBMITTED // 2),
+    100: range(SUBMITTED // 2, SUBMITTED),
+}
 FIRST_USER = 1_000_000
 
 
@@ -55,6 +61,12 @@ class Users:
         self.pace = Pace(SUBMITTED / TRANSFER_SECONDS, self.stop, count=SUBMITTED)
         self.crew = Crew(self._submit, 2, self.stop)
         self.custodies: Counter[str] = Counter()
+        self.under = {share: threading.Event() for share in SHARES}
+
+    def route(self, share: int) -> None:
+        """Set RQ's share; those who submit under it may."""
+        in_transaction(self.engine, lambda connection: control.set_route(connection, share))
+        self.under[share].set()
 
     def start(self) -> None:
         """Users come, and the outbox is swept."""
@@ -76,6 +88,10 @@ class Users:
     def _submit(self) -> None:
         chance = random.Random()
         while (number := self.pace.turn()) is not None:
+            allowed = next(self.under[share] for share, numbers in SHARES.items() if number in numbers)
+            while not allowed.wait(0.1):
+                if self.stop.is_set():
+                    return
             user = FIRST_USER + number
             priority = chance.choices(tasks.PRIORITIES, WEIGHTS)[0]
             image = self.images[number % len(self.images)]
@@ -161,6 +177,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
     workers += [scene.start_worker(f"forking-{n}", "low", simple=False, burst=False) for n in range(2)]
     with contextlib.closing(users):
         mover = scene.start_mover("--follow", str(ended), "--rate", str(TASKS / TRANSFER_SECONDS), "--batch", "200")
+        users.route(0)
         users.start()
         chosen = random.Random(1).sample(backlog, max(1, TASKS // 100))
         cancelling = Crew(lambda: cancel_some_of_the_backlog(users, chosen, users.stop), 1, users.stop)
@@ -169,9 +186,9 @@ def test_nothing_is_lost_and_nothing_runs_twice(scene: Scene) -> None:
         until(lambda: moved(scene) > 0, "the first batch")
         let_pollers_work(scene, users, POLLED // 3)
         for share in (30, 100):
-            mark = SUBMITTED * share // 200
-            until(lambda mark=mark: sum(users.custodies.values()) >= mark, "submissions", 0.1)  # type: ignore[misc]
-            in_transaction(users.engine, lambda connection, share=share: control.set_route(connection, share))  # type: ignore[misc]
+            first = SHARES[share].start
+            until(lambda first=first: sum(users.custodies.values()) == first, "submissions", 0.1)  # type: ignore[misc]
+            users.route(share)
             let_pollers_work(scene, users, POLLED if share == 100 else POLLED * 2 // 3)
         for process in pollers:
             process.send_signal(signal.SIGTERM)
