@@ -41,7 +41,7 @@ SHORT = {
     "queue_plan_watch_seconds": 0,
     "queue_validate_latency_floor_ms": 10_000,
 }
-_LONGEST_RUN_SECONDS = 420.0
+_LONGEST_RUN_SECONDS = 900.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from faults.playbook_lab import CANARY_USERS, PlaybookLab, family_of, lab_in
 from oracle.judge import Allowances
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TASKS = 800
 

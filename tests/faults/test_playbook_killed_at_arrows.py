@@ -21,7 +21,7 @@ from faults.playbook_lab import TESTS, PlaybookLab, alive, end_family, frozen, l
 from faults.scene import FULL
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TASKS = 250
 #: The second batch is where a module freezes: some work was done, and some is left.
 BATCH = 50

@@ -15,7 +15,7 @@ import pytest
 from faults.playbook_lab import Outcome, PlaybookLab, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 FOREIGN = b"\n# ours\nUMLAUT=\xc3\xa4\nLAST=no newline"
 #: Where nothing listens.
 NOBODY = "http://127.0.0.1:1/"

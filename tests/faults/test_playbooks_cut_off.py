@@ -14,7 +14,7 @@ import pytest
 from faults.playbook_lab import ROOT, PlaybookLab, lab_in
 from oracle.patience import until, until_none
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 #: Nothing listens there: to the control host Redis is gone.
 GONE = "redis://default:none@127.0.0.1:1/0"

@@ -14,7 +14,7 @@ import pytest
 from faults.playbook_lab import Outcome, PlaybookLab, lab_in
 from oracle.prober import ProbeSummary, turned_away
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MANAGED = ("RQ_ENABLED", "RQ_REDIS_URL", "RQ_WORKER_REDIS_URL", "RQ_DATABASE_URL", "DATABASE_POLLING_ENABLED")
 FOREIGN = b'\n# ours, not theirs\nexport  ODD = "a b"\nTRAILING=x   \nPRICE=5$ # not a comment\nUMLAUT=\xc3\xa4\n\n'
 

@@ -18,7 +18,7 @@ from rq import Worker
 from conftest import PlantedSecrets
 from faults.playbook_lab import ROOT, PlaybookLab, family_of, lab_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MAPPING = ROOT / "inventories" / "lab" / "mapping.yml"
 
 

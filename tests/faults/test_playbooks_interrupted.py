@@ -13,7 +13,7 @@ import pytest
 from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = 900
 TRANSFER = "queue_transfer : Move the tasks, batch by batch"
 PHASES = ("prepared", "hybrid", "routed", "fenced", "transferred", "verified", "validated", "cleaned")

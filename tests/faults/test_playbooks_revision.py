@@ -12,7 +12,7 @@ import pytest
 from faults.playbook_lab import PlaybookLab, end_family, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 FOREIGN = b"# ours\r\nODD='a b'\r\nUMLAUT=\xff\nLAST=no newline"
 BACK = """
 - name: "1/1 | Put the files back"

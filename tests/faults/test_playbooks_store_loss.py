@@ -16,7 +16,7 @@ import pytest
 from faults.playbook_lab import TESTS, Outcome, PlaybookLab, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = 60
 REASON = "the test emptied Redis"
 

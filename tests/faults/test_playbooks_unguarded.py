@@ -14,7 +14,7 @@ from faults.playbook_lab import CANARY_USERS, ROOT, PlaybookLab, lab_in
 from oracle.judge import Allowances
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = 40
 
 

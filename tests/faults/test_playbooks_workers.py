@@ -11,7 +11,7 @@ import pytest
 from faults.playbook_lab import lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BOOK = """
 - name: "1/1 | See to the legacy workers"
   hosts: app

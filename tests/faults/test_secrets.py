@@ -28,7 +28,7 @@ from faults.playbook_lab import ROOT, Outcome, PlaybookLab, lab_in
 from lab.accounts import DATABASE, RIGHTS
 from lab.stores import LOOPBACK, program, write_private
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 _SAMPLE_SECONDS = 0.005
 _TRIAL_KEYS = "~sluice:try:captions:*"
 _PLAYBOOKS = ("plan", "prepare", "migrate", "planned-rollback")

@@ -12,7 +12,7 @@ import pytest
 from faults.playbook_lab import Outcome, PlaybookLab, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PROMISE_SECONDS = 30.0
 
 

@@ -10,7 +10,7 @@ import pytest
 from faults.playbook_lab import PlaybookLab, end_family, lab_in
 from oracle.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TASKS = 300
 
 
