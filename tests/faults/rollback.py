@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.sluice.adapters import redis_connect
 from ansible.module_utils.sluice.adapters.rq import RqQueues
+from ansible.module_utils.sluice.adapters.rq_archive import RqArchive
 from ansible.module_utils.sluice.adapters.rq_source import RqSource
 from ansible.module_utils.sluice.adapters.sql_home import SqlHome, SqlJournal
 from ansible.module_utils.sluice.adapters.sql_table import SqlTable
@@ -19,7 +21,7 @@ from ansible.module_utils.sluice.core.phases import Direction, Phase
 from ansible.module_utils.sluice.core.tasks import Lease
 from ansible.module_utils.sluice.core.verdicts import Check, Gate, Verdict
 from ansible.module_utils.sluice.ports.ledger import Run
-from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer
+from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer, abort
 from ansible.module_utils.sluice.services.verify import Verification
 
 from faults.mover import take_lease
@@ -91,6 +93,34 @@ class Rollback:
         return (
             Verification(table, self.queues, scene.ledger, SystemClock(), scene.mapping, self.run.id).balance().balance
         )
+
+
+def undo(scene: Scene) -> Rollback:
+    """What the rescue of a play does with a run that goes back and has released nothing."""
+    back = Rollback(scene)
+    undone = str(back.run.settings["undoes"])
+    abort(back.leaving, back.home, back.lease)
+    before = scene.ledger.find_run(undone)
+    assert before is not None
+    given = Lease(back.lease.system, before.id, back.lease.owner, back.lease.token, before.generation)
+    back.leaving.adopt(given, [back.run.generation])
+    scene.ledger.set_phase(back.lease, Phase.ABORTED, FENCED, undoes=undone)
+    scene.ledger.give_up(back.lease)
+    return back
+
+
+def clean_up(scene: Scene, back: Rollback, folder: Path) -> int:
+    """Export, read again, delete by manifest; the run has ended. Returns how many jobs were deleted."""
+    archive = RqArchive(back.queues)
+    exported = archive.export(back.leaving.returned(), folder / f"{back.run.id}.gz")
+    assert archive.reread(exported.path) == exported
+    purged = archive.purge(back.lease, archive.archived_ids(exported.path), workers_dead=True)
+    back.leaving.clear(back.lease)
+    back.queues.clear_stamp()
+    for phase in ("prepared", "routed", "fenced", "transferred", "verified", "validated", "cleaned"):
+        scene.ledger.set_phase(back.lease, Phase(phase), FENCED, undoes=str(back.run.settings["undoes"]))
+    scene.ledger.give_up(back.lease)
+    return int(purged.jobs)
 
 
 def rows(scene: Scene) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.phases import Direction, Phase
 from ansible.module_utils.sluice.core.tasks import Lease
 from ansible.module_utils.sluice.ports.ledger import Run
-from ansible.module_utils.sluice.services.transfer import Transfer, abort
+from ansible.module_utils.sluice.services.transfer import Transfer
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
@@ -26,7 +26,7 @@ from captions import tasks
 from captions.database import make_engine
 from faults import ROOT
 from faults.mover import REFUSED
-from faults.rollback import FENCED, Rollback, held, ids, open_back, poll_off, row, rows
+from faults.rollback import FENCED, Rollback, clean_up, held, ids, open_back, poll_off, row, rows, undo
 from faults.scene import QUEUES, Scene
 from stores_fixture import Ends, load_mapping, open_ends
 
@@ -45,20 +45,6 @@ def entries(scene: Scene) -> dict[str, Any]:
         for word in WORDS:
             found[f"{word}:{queue}"] = scene.client.zrange(f"rq:{word}:{queue}", 0, -1, withscores=True)
     return found
-
-
-def undo(scene: Scene) -> Rollback:
-    """What the rescue of a play does with a run that goes back and has released nothing."""
-    back = Rollback(scene)
-    undone = str(back.run.settings["undoes"])
-    abort(back.leaving, back.home, back.lease)
-    before = scene.ledger.find_run(undone)
-    assert before is not None
-    given = Lease(back.lease.system, before.id, back.lease.owner, back.lease.token, before.generation)
-    back.leaving.adopt(given, [back.run.generation])
-    scene.ledger.set_phase(back.lease, Phase.ABORTED, FENCED, undoes=undone)
-    scene.ledger.give_up(back.lease)
-    return back
 
 
 def test_an_undone_way_back_leaves_rq_as_it_was(scene: Scene) -> None:
@@ -122,20 +108,6 @@ def test_an_undone_way_back_gives_the_registries_of_ended_jobs_back(scene: Scene
         # RQ forgets a job when its hash expires; of that Redis tells whole seconds.
         assert all(abs(score - dict(before[key])[entry]) <= 2 for entry, score in after[key])
     assert failed.encode() in [entry[0] for entry in after[f"failed:{row(scene, failed).priority}"]]
-
-
-def clean_up(scene: Scene, back: Rollback, folder: Path) -> int:
-    """Export, read again, delete by manifest; the run has ended. Returns how many jobs were deleted."""
-    archive = RqArchive(back.queues)
-    exported = archive.export(back.leaving.returned(), folder / f"{back.run.id}.gz")
-    assert archive.reread(exported.path) == exported
-    purged = archive.purge(back.lease, archive.archived_ids(exported.path), workers_dead=True)
-    back.leaving.clear(back.lease)
-    back.queues.clear_stamp()
-    for phase in ("prepared", "routed", "fenced", "transferred", "verified", "validated", "cleaned"):
-        scene.ledger.set_phase(back.lease, Phase(phase), FENCED, undoes=str(back.run.settings["undoes"]))
-    scene.ledger.give_up(back.lease)
-    return int(purged.jobs)
 
 
 def test_there_and_back_and_there_and_back(scene: Scene, tmp_path: Path) -> None:
