@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request, stream_with_context
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
-from captions import control, dead_letters, fields, task_types, tasks
+from captions import control, dead_letters, fields, metrics, task_types, tasks
 from captions.access import Answer, error, guard
 from captions.database import in_transaction
+from captions.outbox import RQPlacer
 from captions.settings import Settings
 
 _LARGEST_PAGE = 1000
@@ -19,10 +21,60 @@ _SHORTEST_KEPT_SECONDS = 86400  # results are kept for a day at least
 log = logging.getLogger("captions.admin")
 
 
-def blueprint(settings: Settings, engine: Engine, place: Callable[[str, str], None]) -> Blueprint:
+def blueprint(
+    settings: Settings, engine: Engine, placer: RQPlacer | None, place: Callable[[str, str], None]
+) -> Blueprint:
     """The endpoints. ``place(task_id, custody)`` makes the RQ job of a row that was queued again."""
     admin = Blueprint("admin", __name__, url_prefix="/admin")
     needs = guard(settings.tokens)
+
+    # --- tasks -------------------------------------------------------------------------------------------------
+
+    @admin.get("/tasks")
+    @needs("view")
+    def list_tasks() -> Answer:
+        """In the order of their ids, without payloads and results; the fields of the query narrow it down."""
+        limit, after = _page()
+        wanted = {key: value for key in tasks.FILTERS if (value := request.args.get(key)) is not None}
+        found = tasks.listing(engine, wanted, limit, after)
+        return jsonify(tasks=found, next=found[-1]["id"] if len(found) == limit else None), 200
+
+    @admin.get("/tasks/<task_id>")
+    @needs("view")
+    def inspect_task(task_id: str) -> Answer:
+        """The row, and what RQ says of its job."""
+        task = tasks.read_task(engine, task_id)
+        if placer is None:
+            return jsonify(**task, rq_job="RQ is off"), 200
+        try:
+            return jsonify(**task, rq_job=placer.status(task_id)), 200
+        except RedisError as unanswered:
+            return jsonify(**task, rq_job=f"unknown: {type(unanswered).__name__}"), 200
+
+    @admin.post("/tasks/<task_id>/cancel")
+    @needs("operate")
+    def cancel_task(task_id: str) -> Answer:
+        tasks.cancel(engine, task_id)
+        return jsonify(id=task_id, status="cancelled"), 200
+
+    @admin.post("/tasks/<task_id>/requeue")
+    @needs("operate")
+    def requeue_task(task_id: str) -> Answer:
+        custody = tasks.retry(engine, task_id, rq_usable=settings.rq_usable)
+        place(task_id, custody)
+        return jsonify(id=task_id, status="queued", custody=custody), 200
+
+    @admin.get("/workers")
+    @needs("view")
+    def list_workers() -> Answer:
+        """RQ's workers of all machines, and the polling workers of this one."""
+        pollers: list[dict[str, object]] = [{"name": n, "system": "db"} for n in metrics.living_pollers(settings)]
+        try:
+            return jsonify(workers=pollers + (placer.workers() if placer else [])), 200
+        except RedisError as unanswered:
+            return jsonify(workers=pollers, redis=f"does not answer: {type(unanswered).__name__}"), 200
+
+    # --- dead letters ------------------------------------------------------------------------------------------
 
     @admin.get("/dead-letters")
     @needs("view")

@@ -14,21 +14,25 @@ from rq import get_current_job
 from rq.job import Job
 from sqlalchemy import Engine
 
-from captions import task_types, tasks
+from captions import metrics, task_types, tasks
 from captions.database import make_engine
 from captions.effects import EffectsFile
 from captions.retries import Failure, sanitised
 from captions.settings import Settings, load_settings
 from captions.work import end_badly, perform
 
+# A worker imports this module before it forks. Its horses run one after the other and count in its name.
+_WORKER_PID = os.getpid()
+
 log = logging.getLogger("captions.jobs")
 
 
 @lru_cache(maxsize=1)
 def _resources(pid: int) -> tuple[Settings, Engine]:
-    """Settings and connection of this process; a forked work horse gets its own."""
+    """Settings, connection and counters of this process; a forked work horse gets its own."""
     settings = load_settings()
     task_types.load(settings)
+    metrics.begin(settings, f"rq-{_WORKER_PID}")
     return settings, make_engine(settings.rq_database_url)
 
 
@@ -47,15 +51,18 @@ def run_caption(task_id: str) -> dict[str, str]:
         return {"outcome": "left alone"}
     effects = EffectsFile(settings.effects_file, "rq", claim.worker)
     effects.started(task_id)
+    metrics.started("rq", claim)
     try:
         result = perform(settings, engine, claim)
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
         failure, outcome = end_badly(settings, engine, claim, error)
+        metrics.attempt_failed("rq", claim, failure.category, outcome)
         log.warning("task %s: attempt %d failed (%s), now %s", task_id, claim.attempt, failure.category, outcome)
         return {"outcome": outcome}
     if not tasks.complete(engine, claim, result, lambda: effects.ended(task_id, result)):
         log.warning("task %s was taken away while it ran; its result is dropped", task_id)
         return {"outcome": "not ours"}
+    metrics.completed("rq", claim)
     return {"outcome": "completed"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from types import FrameType
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from captions import task_types, tasks
+from captions import metrics, task_types, tasks
 from captions.database import error_code, make_engine
 from captions.effects import EffectsFile
 from captions.retries import failure_of
@@ -36,6 +37,7 @@ def leased(engine: Engine, claim: tasks.Claim, lease_seconds: int) -> Iterator[N
 
     def renew() -> None:
         while not ended.wait(lease_seconds / 3):
+            metrics.beat(claim.worker)
             try:
                 tasks.renew_lease(engine, claim, lease_seconds)
             except SQLAlchemyError as error:
@@ -56,6 +58,7 @@ def run_guarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -
     if claim is None:
         return False
     effects.started(claim.task_id)
+    metrics.started("db", claim)
     try:
         with leased(engine, claim, settings.lease_seconds):
             result = perform(settings, engine, claim)
@@ -63,9 +66,12 @@ def run_guarded_once(settings: Settings, engine: Engine, effects: EffectsFile) -
         raise
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it
         failure, outcome = end_badly(settings, engine, claim, error)
+        metrics.attempt_failed("db", claim, failure.category, outcome)
         log.warning("task %s: attempt %d failed (%s), now %s", claim.task_id, claim.attempt, failure.message, outcome)
         return True
-    if not tasks.complete(engine, claim, result, lambda: effects.ended(claim.task_id, result)):
+    if tasks.complete(engine, claim, result, lambda: effects.ended(claim.task_id, result)):
+        metrics.completed("db", claim)
+    else:
         log.warning("task %s was taken away while it ran; its result is dropped", claim.task_id)
     return True
 
@@ -97,7 +103,9 @@ def poll(settings: Settings, name: str, stop: threading.Event) -> None:
     interval = settings.poll_interval_ms / 1000
     if not settings.database_polling_enabled:
         log.info("DATABASE_POLLING_ENABLED is false: claiming nothing")
+    metrics.begin(settings, f"db-{name}-{os.getpid()}")
     while not stop.is_set():
+        metrics.beat(name)
         try:
             pause = 0.0 if settings.database_polling_enabled and once(settings, engine, effects) else interval
         except SQLAlchemyError as error:

@@ -66,6 +66,35 @@ class RQPlacer:
         """Raise RedisError when Redis does not answer."""
         self._redis.ping()
 
+    def workers(self) -> list[dict[str, object]]:
+        """RQ's workers that give signs of life. Times are UTC text."""
+        from rq import Worker
+        from rq.serializers import JSONSerializer
+
+        return [
+            {
+                "name": worker.name,
+                "system": "rq",
+                "host": worker.hostname,
+                "pid": worker.pid,
+                "state": worker.get_state(),
+                "queues": worker.queue_names(),
+                "task": worker.get_current_job_id(),
+                "last_heartbeat": worker.last_heartbeat.isoformat() if worker.last_heartbeat else None,
+                "completed": worker.successful_job_count,
+            }
+            for worker in sorted(
+                Worker.all(connection=self._redis, serializer=JSONSerializer), key=lambda worker: str(worker.name)
+            )
+        ]
+
+    def status(self, task_id: str) -> str | None:
+        """What RQ says of the task's job, None when it has none."""
+        from rq.job import Job
+
+        status = self._redis.hget(Job.key_for(task_id), "status")
+        return status.decode() if isinstance(status, bytes) else None
+
     def place(self, task_id: str, priority: str, available_at: datetime) -> bool:
         from rq import Retry
         from rq.exceptions import DuplicateJobError, NoSuchJobError

@@ -27,7 +27,7 @@ KEYS = frozenset(
     {"PROFILE", "DATABASE_URL", "LEGACY_DATABASE_URL", "RQ_DATABASE_URL", "RQ_REDIS_URL", "RQ_WORKER_REDIS_URL"}
     | {"RQ_ENABLED", "RQ_KEY_PREFIX", "DATABASE_POLLING_ENABLED", "EFFECTS_FILE", "IMAGES_DIR", "WORK_MS"}
     | {"LEGACY_KIND", "POLL_INTERVAL_MS", "LEASE_SECONDS", "INTAKE_MAX_PAUSE_SECONDS", *TOKENS}
-    | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES"}
+    | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES", "METRICS_DIR"}
 )
 
 _SHORTEST_TOKEN = 32
@@ -83,6 +83,7 @@ class Settings:
     intake_max_pause_seconds: int
     retry: RetryPolicy
     task_modules: tuple[str, ...]
+    metrics_dir: Path | None
 
     @property
     def rq_usable(self) -> bool:
@@ -215,6 +216,7 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
             number("RETRY_COUNT", usual.retries),
             usual.at_once,
         ),
+        metrics_dir=Path(values["METRICS_DIR"]) if values.get("METRICS_DIR") else None,
         task_modules=tuple(name for part in values.get("TASK_MODULES", "").split(",") if (name := part.strip())),
     )
     for contradiction in _contradictions(settings):

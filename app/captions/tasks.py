@@ -22,7 +22,18 @@ Custody = Literal["db", "rq"]
 _DUPLICATE_KEY = 1062
 _ERROR_LENGTH = 1000
 _NOTE_LENGTH = 200
-_CLAIMED = "id, kind, payload, image_path, attempts, max_attempts"
+_CLAIMED = (
+    "id, kind, payload, image_path, attempts, max_attempts, priority,"
+    " TIMESTAMPDIFF(MICROSECOND, GREATEST(created_at, available_at), UTC_TIMESTAMP(6)) / 1000000 AS waited"
+)
+
+
+#: What a listing can be narrowed down by, and the column of each.
+FILTERS = {"status": "status", "queue": "priority", "system": "custody", "kind": "kind", "user_id": "user_id"}
+_LISTED = (
+    "id, kind, user_id, priority, status, custody, attempts, max_attempts, error_category, error, progress,"
+    " progress_note, worker, created_at, available_at, enqueued_at, started_at, finished_at"
+)
 
 
 class IntakeClosed(Exception):
@@ -50,6 +61,7 @@ class Claim:
     """One attempt at a task: whoever holds it may finish it while the row still names them.
 
     ``payload`` is the text in the row, None for a caption, whose row has the name of its image instead.
+    ``waited_seconds`` is the time from when the task was due.
     """
 
     task_id: str
@@ -59,6 +71,8 @@ class Claim:
     attempt: int
     max_attempts: int
     worker: str
+    queue: str
+    waited_seconds: float
 
 
 def submit(
@@ -157,6 +171,23 @@ def read_task(engine: Engine, task_id: str) -> dict[str, Any]:
     if row is None:
         raise TaskNotFound(task_id)
     return plain(dict(row)) | {"owner": row["custody"]}
+
+
+def listing(
+    engine: Engine, wanted: Mapping[str, str], limit: int, after: str = "", also: str = ""
+) -> list[dict[str, Any]]:
+    """At most ``limit`` tasks in the order of their ids, from the one behind ``after``, without payload and result.
+
+    ``wanted`` narrows it down: a value for each of some of ``FILTERS``. ``also`` names more columns.
+    """
+    columns = f"{_LISTED}, {also}" if also else _LISTED
+    conditions = "".join(f" AND {FILTERS[key]} = :{key}" for key in wanted)
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(f"SELECT {columns} FROM caption_tasks WHERE id > :after{conditions} ORDER BY id LIMIT :limit"),
+            {**wanted, "after": after, "limit": limit},
+        ).mappings()
+        return [plain(dict(row)) for row in rows]
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,7 +364,7 @@ def head_row(engine: Engine, worker: str) -> Claim | None:
         row = connection.execute(*_first_ready(_CLAIMED, read_control(connection).paused)).one_or_none()
     if row is None:
         return None
-    return Claim(row.id, row.kind, row.payload, row.image_path, row.attempts + 1, row.max_attempts, worker)
+    return _made(row, row.attempts + 1, worker)
 
 
 def overwrite_result(
@@ -479,7 +510,12 @@ def _status(connection: Connection, task_id: str) -> str:
 
 def _claim(connection: Connection, task_id: str, worker: str) -> Claim:
     row = connection.execute(text(f"SELECT {_CLAIMED} FROM caption_tasks WHERE id = :id"), {"id": task_id}).one()
-    return Claim(task_id, row.kind, row.payload, row.image_path, row.attempts, row.max_attempts, worker)
+    return _made(row, row.attempts, worker)
+
+
+def _made(row: Any, attempt: int, worker: str) -> Claim:
+    waited = max(0.0, float(row.waited))
+    return Claim(row.id, row.kind, row.payload, row.image_path, attempt, row.max_attempts, worker, row.priority, waited)
 
 
 def _holder(claim: Claim) -> dict[str, object]:

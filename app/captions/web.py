@@ -6,17 +6,19 @@ import logging
 import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
+from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from captions import admin, control, fields, task_types, tasks
+from captions import admin, control, fields, metrics, task_types, tasks
 from captions.access import error as error_answer
 from captions.access import guard
 from captions.database import error_code, in_transaction, make_engine
@@ -38,6 +40,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = settings or load_settings()
     task_types.load(settings)
+    metrics.begin(settings, f"web-{os.getpid()}")
     app = Flask("captions")
     engine = make_engine(settings.database_url, connections=_CONNECTIONS)
     placer: RQPlacer | None = None
@@ -65,22 +68,25 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
 
     @app.post("/tasks")
     def submit() -> tuple[Response, int]:
+        began = time.monotonic()
         body = fields.body()
         kind = task_types.task_type(fields.choice(body, "kind", tuple(task_types.names()), "caption"))
         if kind.queue and "priority" in body:
             raise fields.BadRequest(f"tasks of the kind {kind.name} wait in a queue of their own; leave priority out")
+        queue = kind.queue or fields.choice(body, "priority", tasks.PRIORITIES, "normal")
         task_id, custody = tasks.submit(
             engine,
             rq_usable=settings.rq_usable,
             user_id=fields.integer(body, "user_id", 1, _LARGEST_USER_ID),
             image=_image(body, settings.images_dir) if kind.name == "caption" else "",
-            priority=kind.queue or fields.choice(body, "priority", tasks.PRIORITIES, "normal"),
+            priority=queue,
             delay_seconds=_delay(body),
             kind=kind.name,
             payload=None if kind.name == "caption" else _payload(body, kind),
             max_attempts=policy_of(settings, kind.name).attempts,
         )
         place_now(task_id, custody)
+        metrics.submitted(custody, queue, time.monotonic() - began)
         return jsonify(id=task_id, custody=custody), 201
 
     @app.get("/tasks/<task_id>")
@@ -232,7 +238,12 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             **tasks.statistics(engine), route=route_state(), polling=polling_state(), intake=intake_state()
         ), 200
 
-    app.register_blueprint(admin.blueprint(settings, engine, place_now))
+    app.register_blueprint(admin.blueprint(settings, engine, placer, place_now))
+
+    @app.get("/metrics")
+    @needs("view")
+    def show_metrics() -> tuple[Response, int]:
+        return Response(metrics.exposition(settings, engine, placer), content_type=CONTENT_TYPE_LATEST), 200
 
     # --- errors ------------------------------------------------------------------------------------------------
 

@@ -229,6 +229,7 @@ class Lab:
                 f"ADMIN_TOKEN={state.admin_token}",
                 f"EFFECTS_FILE={self.layout.effects_file}",
                 f"IMAGES_DIR={self.layout.images}",
+                f"METRICS_DIR={self.layout.metrics}",
                 "",
                 "# How tasks are worked on.",
                 *(f"{key}={value}" for key, value in kept.items()),

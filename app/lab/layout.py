@@ -53,6 +53,11 @@ class Layout:
         return self.directory / "images"
 
     @property
+    def metrics(self) -> Path:
+        """Where the application's processes count for Prometheus."""
+        return self.directory / "metrics"
+
+    @property
     def logs(self) -> Path:
         return self.directory / "log"
 
