@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: queue_config
 short_description: Keep the managed keys of an application's settings file
 description:
-  - Holds each managed key exactly once and leaves everything else byte for byte. Mode 0600, with a backup copy.
+  - Holds each managed key exactly once and leaves everything else as it is, owner and mode too. With a backup copy.
   - Runs on the application's hosts and needs no store.
 options:
   path:
@@ -72,7 +72,7 @@ lines:
 """
 
 from ansible.module_utils.sluice.shell import runner
-from ansible.module_utils.sluice.shell.steps import prepare
+from ansible.module_utils.sluice.shell.steps import host
 
 ARGUMENT_SPEC = {
     "path": {"type": "path", "required": True},
@@ -86,7 +86,7 @@ RETURNS: dict[str, object] = {"diff": {}, "backup_file": "", "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, prepare.config, RETURNS)
+    runner.run(ARGUMENT_SPEC, host.config, RETURNS)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,11 @@ def test_a_changed_secret_is_seen_as_changed_and_nothing_of_it_is_shown() -> Non
 # -- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path) -> None:
+def test_the_file_is_replaced_once_with_its_mode_and_one_private_backup(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     old = b"APP=\xff\xfe\nSECRET_THING=hush\nRQ_REDIS_URL=redis://u:oldpass@h/0\n"
     path.write_bytes(old)
-    path.chmod(0o644)
+    path.chmod(0o640)
     file = DotenvFile(path)
     values = {"RQ_REDIS_URL": "redis://u:newpass@h/1", "RQ_ENABLED": "false"}
     planned = file.apply(values, run_id="r1", check_mode=True)
@@ -163,7 +163,7 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
     assert (
         path.read_bytes() == b"APP=\xff\xfe\nSECRET_THING=hush\nRQ_REDIS_URL=redis://u:newpass@h/1\nRQ_ENABLED=false\n"
     )
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     [backup] = [p for p in tmp_path.iterdir() if p != path]
     assert str(backup) == done.backup
     assert "r1" in backup.name
@@ -181,13 +181,29 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
     assert "RQ_REDIS_URL" not in file.read()
 
 
-def test_a_wrong_mode_alone_is_a_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660, 0o400, 0o440])
+def test_whoever_could_read_the_file_still_can(tmp_path: Path, mode: int) -> None:
+    """An application that runs under another account than its settings' owner reads them by its group."""
     path = tmp_path / ".env"
     path.write_text("RQ_SHARE=1\n")
-    path.chmod(0o640)
-    assert DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(mode)
     assert not DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+    assert DotenvFile(path, ["RQ_URL"]).apply({"RQ_SHARE": "2", "RQ_URL": "x"}, run_id="r").changed
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_secrets_are_not_written_where_everybody_can_read_them(tmp_path: Path, check_mode: bool) -> None:
+    path = tmp_path / ".env"
+    path.write_text("RQ_SHARE=1\n")
+    path.chmod(0o644)
+    file = DotenvFile(path, ["RQ_URL"])
+    with pytest.raises(SluiceError, match=r"everybody may read it \(mode 0644\).*chmod o="):
+        file.apply({"RQ_URL": "redis://u:hush@h/0"}, run_id="r", check_mode=check_mode)
+    assert path.read_text() == "RQ_SHARE=1\n"
+    assert [found.name for found in tmp_path.iterdir()] == [".env"]
+    assert file.apply({"RQ_SHARE": "2"}, run_id="r").changed, "no secret is written, so it is no business of ours"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_new_file_is_private_and_has_no_backup(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An application's ``.env`` file on disk: changed in one step, backed up, readable by its owner only."""
+"""An application's ``.env`` file on disk: changed in one step, backed up, readable by whom it was before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from ..core import dotenv
 from ..core.errors import SluiceError
 
+#: The mode of a new file and of every backup. One that exists keeps its own: the application must be able to read it.
 MODE = 0o600
+_OTHERS = 0o007
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,10 @@ class DotenvFile:
         absent: Collection[str] = (),
         check_mode: bool = False,
     ) -> FileChange:
-        """Set ``values`` and take ``absent`` out; the file is replaced only when its content or its mode must change.
+        """Set ``values`` and take ``absent`` out; the file is replaced only when its content must change.
 
-        :raises SluiceError: the file cannot be read or written, or someone else changed it meanwhile
+        :raises SluiceError: the file cannot be read or written, secrets would go where everybody can read them, or
+            someone else changed it meanwhile
         """
         both = sorted(set(values) & set(absent))
         if both:
@@ -58,17 +61,12 @@ class DotenvFile:
         old, status = found if found is not None else ("", None)
         new = dotenv.merge(dotenv.remove(old, absent), values)
         before, after = dotenv.masked_change(old, new, [*values, *absent], self.secret_keys)
-        wrong_mode = status is not None and stat.S_IMODE(status.st_mode) != MODE
-        if wrong_mode and status is not None:
-            before = f"mode {stat.S_IMODE(status.st_mode):04o}\n{before}"
-            after = f"mode {MODE:04o}\n{after}"
-        changed = new != old or wrong_mode
+        if new != old and status is not None:
+            self._not_for_everybody(values, stat.S_IMODE(status.st_mode))
+        changed = new != old
         if check_mode or not changed:
             return FileChange(str(self.path), changed, before, after)
         try:
-            if new == old:
-                target.chmod(MODE)
-                return FileChange(str(self.path), True, before, after)
             backup = self._back_up(target, old, status, run_id) if status is not None else ""
             self._replace(target, new, status)
         except OSError as error:
@@ -78,6 +76,15 @@ class DotenvFile:
                 next_step="check the rights on its folder and the free space, and run the same command again.",
             ) from error
         return FileChange(str(self.path), True, before, after, backup)
+
+    def _not_for_everybody(self, values: Mapping[str, str], mode: int) -> None:
+        """Taking the rights of others away by ourselves could leave the application without its settings."""
+        if self.secret_keys & set(values) and mode & _OTHERS:
+            raise SluiceError(
+                f"everybody may read it (mode {mode:04o}), and passwords are to be written into it.",
+                where=str(self.path),
+                next_step="give it to the application's group and take the rights of others away (chmod o=).",
+            )
 
     def _load(self, target: Path) -> tuple[str, os.stat_result] | None:
         try:
@@ -102,14 +109,14 @@ class DotenvFile:
             except FileExistsError:
                 number += 1
                 continue
-            _fill(descriptor, old, status)
+            _fill(descriptor, old, status, MODE)
             return str(copy)
 
     def _replace(self, target: Path, new: str, status: os.stat_result | None) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         temporary = Path(name)
         try:
-            _fill(descriptor, new, status)
+            _fill(descriptor, new, status, MODE if status is None else stat.S_IMODE(status.st_mode))
             self._still(target, status)
             temporary.replace(target)
         except BaseException:
@@ -138,14 +145,14 @@ def _version(status: os.stat_result | None) -> tuple[int, int, int] | None:
     return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-def _fill(descriptor: int, text: str, status: os.stat_result | None) -> None:
+def _fill(descriptor: int, text: str, status: os.stat_result | None, mode: int) -> None:
     """Write, give the file its owner and mode, and bring it to disk."""
     with os.fdopen(descriptor, "wb") as file:
         file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
-        os.fchmod(descriptor, MODE)
         if status is not None:
             mine = os.fstat(descriptor)
             if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
                 os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fchmod(descriptor, mode)  # last: who is given a file must not be able to read it before it is theirs
         os.fsync(descriptor)

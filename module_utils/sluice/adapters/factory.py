@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,7 @@ from .sql_fence import SqlFence
 from .sql_home import SqlHome, SqlJournal
 from .sql_route import SqlIntake, SqlRouter
 from .sql_table import SqlTable
-from .supervisord import SupervisordWorkers
 from .system_clock import SystemClock
-from .systemd import SystemdWorkers
 
 #: In an emergency: seconds after which a Redis that does not answer counts as dead.
 IMPATIENT_SECONDS = 4.0
@@ -145,12 +143,3 @@ class System:
     def intake(self) -> SqlIntake | None:
         """Whether submissions are accepted; None when the mapping does not say where that is kept."""
         return SqlIntake(self.engine, self.mapping.intake) if self.mapping.intake else None
-
-
-def supervisor(
-    kind: str, *, socket: str = "", units: Mapping[str, Sequence[str]], host: str
-) -> SupervisordWorkers | SystemdWorkers:
-    """The supervisor of a host's workers: ``supervisord`` over its unix socket, or ``systemd`` over its units."""
-    if kind == "supervisord":
-        return SupervisordWorkers(socket, host)
-    return SystemdWorkers(units, host)

@@ -44,6 +44,8 @@ QUEUE_SECONDS = 5.0
 WORK_SECONDS = 3.0
 INTEGRITY_SECONDS = 7.0
 LOG_SECONDS = 3.0
+#: What a question asks ends before the question does, so that its words are heard.
+SHARE_OF_LIMIT = 0.85
 
 #: A short question that takes longer (seconds) means a store under strain.
 SLOW_SECONDS = 0.25

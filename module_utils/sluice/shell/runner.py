@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils import basic
 
-from ..adapters.factory import Settings, System
 from ..adapters.system_clock import SystemClock
 from ..core.errors import SluiceError
 from ..core.tasks import Lease
 from ..core.verdicts import Gate
 from ..ports.ledger import Run
 from ..services import run as runs
+
+if TYPE_CHECKING:
+    from ..adapters.factory import System
 
 #: Seconds of work between two progress lines.
 SLICE_SECONDS = 8.0
@@ -50,6 +52,9 @@ class Given:
     @cached_property
     def system(self) -> System:
         """The stores of this call. In check mode Redis is reached by a client that cannot write."""
+        # Imported here: it brings the drivers, which a host without stores does not have.
+        from ..adapters.factory import Settings, System
+
         return System(
             Settings(
                 db_url=self.params["db_url"],

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...adapters.factory import supervisor
 from ...core.balance import Term
-from ...core.errors import GateClosed, GenerationMismatch, StoreError
+from ...core.errors import GateClosed, GenerationMismatch
 from ...core.phases import Phase, reached
 from ...core.tasks import Place
 from ...core.verdicts import Check, Gate, Verdict
 from ...ports.ledger import Run
-from ...ports.surroundings import Supervisor, WorkerProcess
-from ...services import drain as drains
 from ...services import fence as fences
 from ...services import route as routes
 from ...services import run as runs
@@ -88,108 +84,6 @@ def route(given: Given) -> Result:
         gates.append(runs.record_gate(system.ledger, lease, Gate("polling", (Check.of("polling", True, reading),))))
     gate = Gate("route", tuple(check for one in gates for check in one.checks))
     return {**described, **gate_result(gate, changed=now != wanted)}
-
-
-def workers(given: Given) -> Result:
-    """Start, drain, or reload the worker processes of one host's group. Touches no store."""
-    params = given.params
-    host = params["host_label"] or socket.gethostname()
-    keeper = supervisor(
-        params["supervisor"], socket=params["socket"], units={params["group"]: params["units"]}, host=host
-    )
-    state = params["state"]
-    if state == "killed" and not given.check_mode:
-        return _killed(given, keeper)
-    found = keeper.list(params["group"])
-    left = keeper.leftovers(params["group"])
-    running = [p for p in [*found, *left] if p.alive and not p.unknown]
-    if given.check_mode or state == "listed":
-        resting = any(not p.alive for p in found)
-        would = {"started": resting, "drained": bool(running), "killed": bool(running), "reloaded": True}
-        return {
-            "changed": would.get(state, False),
-            "processes": [_process(p) for p in found],
-            "leftovers": [_process(p) for p in left],
-            "lines": [_process_line(p) for p in [*found, *left]],
-        }
-    if state == "drained":
-        return _drained(given, keeper, bool(running))
-    changed = keeper.reload(params["group"]) if state == "reloaded" else keeper.start(params["group"])
-    after = keeper.list(params["group"])
-    return {
-        "changed": changed,
-        "processes": [_process(p) for p in after],
-        "leftovers": [_process(p) for p in left],
-        "lines": [_process_line(p) for p in [*after, *left]],
-    }
-
-
-def _killed(given: Given, keeper: Supervisor) -> Result:
-    """No grace: whatever runs for the group is killed now. Nothing of it is left when this returns."""
-    group = given.params["group"]
-    killed = keeper.kill(group)
-    found, left = keeper.list(group), keeper.leftovers(group)
-    again = [p for p in [*found, *left] if p.alive and not p.unknown]
-    if again:
-        raise StoreError(
-            f"after the kill there is still or again: {_names([_process(p) for p in again])}.",
-            where=given.params["host_label"],
-            next_step="find out who starts it, and run the same command again.",
-        )
-    ended = {p.name: p for p in killed} | {p.name: p for p in [*found, *left] if not p.graceful}
-    lines = [_process_line(p) for p in [*found, *left]]
-    return {
-        "changed": bool(killed),
-        "processes": [_process(p) for p in found],
-        "leftovers": [_process(p) for p in left],
-        "killed": [_process(p) for p in killed],
-        "unproved": [_process(p) for p in ended.values()],
-        "lines": [*lines, *(f"killed: {p.name} (pid {p.pid})" for p in killed)],
-    }
-
-
-def _drained(given: Given, keeper: Supervisor, running: bool) -> Result:
-    clock, cursor, group = given.clock, given.params["cursor"], given.params["group"]
-    until = float(cursor.get("until", time.time() + given.params["deadline"]))
-    changed = bool(cursor.get("changed", running))
-    outcome = drains.drain(
-        dict, [keeper], group, clock, deadline=until, slice_seconds=SLICE_SECONDS, first=not cursor,
-        leftovers=[WorkerProcess(**p, alive=True, leftover=True) for p in cursor.get("leftovers", [])],
-    )  # fmt: skip
-    found, left = keeper.list(group), keeper.leftovers(group)
-    result: Result = {
-        "changed": changed,
-        "processes": [_process(p) for p in found],
-        "leftovers": [_process(p) for p in left],
-        "killed": [_process(p) for p in outcome.killed],
-        "unproved": [_process(p) for p in outcome.unproved],
-    }
-    if not outcome.done:
-        line = f"{group}: {len(outcome.running)} still at work, at most {until - time.time():.0f} s more"
-        seen = [_process(p) for p in outcome.leftovers]
-        return {**result, "lines": [line], "cursor": {"until": until, "changed": changed, "leftovers": seen}}
-    if outcome.unreachable or outcome.running:
-        raise StoreError(
-            f"not drained: {'; '.join(outcome.unreachable) or _names([_process(p) for p in outcome.running])}.",
-            where=given.params["host_label"],
-            next_step="unreachable is not dead: make the supervisor answer, then run the same command again.",
-        )
-    lines = [_process_line(p) for p in [*found, *left]]
-    lines += [f"had to be killed: {p.name} (pid {p.pid})" for p in outcome.killed]
-    lines += [f"left by a dead worker, ended by itself: {p.name}" for p in outcome.leftovers if p not in outcome.killed]
-    return {**result, "lines": lines}
-
-
-def _process(process: WorkerProcess) -> Result:
-    return {
-        "name": process.name, "host": process.host, "pid": process.pid, "state": process.state, "exit": process.exit,
-    }  # fmt: skip
-
-
-def _process_line(process: WorkerProcess) -> str:
-    if process.unknown:
-        return f"{process.host}  {process.name}: whether it is the group's cannot be read"
-    return f"{process.host}  {process.name:<24} {process.state.lower():<10} pid {process.pid or '-'}"
 
 
 def workers_gate(given: Given) -> Result:

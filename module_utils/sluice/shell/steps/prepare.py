@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...adapters.dotenv_file import DotenvFile
 from ...adapters.redis_accounts import RedisAccounts, producer_rules, worker_rules
 from ...adapters.redis_backup import RedisBackup
 from ...adapters.redis_health import RedisServerHealth
@@ -141,38 +140,6 @@ def backup(given: Given) -> Result:
         "artefacts": [{"name": a.name, "what": a.what, "bytes": a.bytes, "sha256": a.sha256} for a in files],
         "lines": [f"backup in {made.folder}", *lines, *gate_lines(made.gate)],
     }
-
-
-def config(given: Given) -> Result:
-    """Keep the managed keys of the application's configuration file, each exactly once; all else byte for byte."""
-    params = given.params
-    file = DotenvFile(Path(params["path"]), [str(k) for k in params["secrets"]])
-    values = {str(k): _written(v) for k, v in [*params["values"].items(), *params["secrets"].items()]}
-    absent: list[str] = []
-    if params["state"] == "absent":
-        values, absent = {}, list(values)
-    change = file.apply(values, run_id=params["run_id"], absent=absent, check_mode=given.check_mode)
-    return {
-        "changed": change.changed,
-        "backup_file": change.backup,
-        "diff": {
-            "before": change.before,
-            "after": change.after,
-            "before_header": change.path,
-            "after_header": change.path,
-        },
-        "lines": [f"{change.path}: {_outcome(change.changed, given.check_mode)}"],
-    }
-
-
-def _outcome(changed: bool, check_mode: bool) -> str:
-    if not changed:
-        return "as wanted"
-    return "would be written" if check_mode else "written"
-
-
-def _written(value: object) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def probe(given: Given) -> Result:
