@@ -6,7 +6,8 @@ DOCUMENTATION = r"""
 module: queue_config
 short_description: Keep the managed keys of an application's settings file
 description:
-  - Holds each managed key exactly once and leaves everything else byte for byte. Mode 0600, with a backup copy.
+  - Holds each managed key exactly once and leaves everything else byte for byte, with a backup copy. Mode 0600, or 0640
+    where its group could read it and others could not.
   - Runs on the application's hosts and needs no store.
 options:
   path:

@@ -41,8 +41,9 @@ SILENT_SECONDS = 9.0
 LOOK_SECONDS = 1.0
 #: Seconds that the end of a module waits for a look that is under way.
 LAST_LOOK_SECONDS = 5.0
-#: What a failed task shows without -v: its message names each check that keeps the gate closed.
-SHOWN_ON_FAILURE = frozenset({"changed", "failed", "msg", "verdict"})
+#: What a failed task shows without -v: its message names each check that keeps the gate closed. The message of a module
+#: that could not even begin, for a package is missing on its host, is in the exception.
+SHOWN_ON_FAILURE = frozenset({"changed", "exception", "failed", "msg", "verdict"})
 
 
 class Watch:

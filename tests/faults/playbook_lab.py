@@ -110,8 +110,59 @@ class Run:
         return [pid for pid in modules if alive(pid)]
 
 
+class Looks:
+    """What an application and its ledger say of themselves, asked by SQL alone."""
+
+    def sql(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        """Run one statement with all rights in the application's database; its rows."""
+        raise NotImplementedError
+
+    def count(self, condition: str, table: str = "caption_tasks") -> int:
+        """Rows that meet a condition; 0 when the table is not there yet."""
+        try:
+            return int(self.sql(f"SELECT COUNT(*) FROM {table} WHERE {condition}")[0][0])
+        except pymysql.err.ProgrammingError as error:
+            if error.args[0] == pymysql.constants.ER.NO_SUCH_TABLE:
+                return 0
+            raise
+
+    @property
+    def phase(self) -> str:
+        """Where the newest run stands; ``none`` without one."""
+        if not self.count("table_schema = 'captions' AND table_name = 'sluice_run'", "information_schema.tables"):
+            return "none"
+        rows = self.sql("SELECT phase FROM sluice_run ORDER BY seq DESC LIMIT 1")
+        return str(rows[0][0]) if rows else "none"
+
+    @property
+    def moved(self) -> int:
+        """Tasks that were released to the target."""
+        return self.count("mark = 'moved'", "sluice_task")
+
+    @property
+    def moved_of_users(self) -> int:
+        """The same without Sluice's canaries, which wait at the source like any other task."""
+        return self.count(
+            f"mark = 'moved' AND user_id < {CANARY_USERS[0]}", "sluice_task JOIN caption_tasks ON id = task_id"
+        )
+
+    @property
+    def route(self) -> tuple[int, int]:
+        """Share of new submissions for RQ, and whether legacy workers may poll."""
+        rows = self.sql("SELECT rq_share, polling FROM captions_control WHERE id = 1")
+        return int(rows[0][0]), int(rows[0][1])
+
+    @property
+    def legacy_locked(self) -> bool:
+        """Whether the legacy account is locked."""
+        rows = self.sql(
+            "SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = 'captions_legacy'"
+        )
+        return rows[0][0] in ("1", "true", 1)
+
+
 @dataclass
-class PlaybookLab:
+class PlaybookLab(Looks):
     """One lab: its application, its stores, and the playbooks run against it."""
 
     directory: Path
@@ -278,49 +329,6 @@ class PlaybookLab:
         with self.root() as cursor:
             cursor.execute(statement, values or None)
             return cast("Sequence[tuple[Any, ...]]", cursor.fetchall())
-
-    def count(self, condition: str, table: str = "caption_tasks") -> int:
-        """Rows that meet a condition; 0 when the table is not there yet."""
-        try:
-            return int(self.sql(f"SELECT COUNT(*) FROM {table} WHERE {condition}")[0][0])
-        except pymysql.err.ProgrammingError as error:
-            if error.args[0] == pymysql.constants.ER.NO_SUCH_TABLE:
-                return 0
-            raise
-
-    @property
-    def phase(self) -> str:
-        """Where the newest run stands; ``none`` without one."""
-        if not self.count("table_schema = 'captions' AND table_name = 'sluice_run'", "information_schema.tables"):
-            return "none"
-        rows = self.sql("SELECT phase FROM sluice_run ORDER BY seq DESC LIMIT 1")
-        return str(rows[0][0]) if rows else "none"
-
-    @property
-    def moved(self) -> int:
-        """Tasks that were released to the target."""
-        return self.count("mark = 'moved'", "sluice_task")
-
-    @property
-    def moved_of_users(self) -> int:
-        """The same without Sluice's canaries, which wait at the source like any other task."""
-        return self.count(
-            f"mark = 'moved' AND user_id < {CANARY_USERS[0]}", "sluice_task JOIN caption_tasks ON id = task_id"
-        )
-
-    @property
-    def route(self) -> tuple[int, int]:
-        """Share of new submissions for RQ, and whether legacy workers may poll."""
-        rows = self.sql("SELECT rq_share, polling FROM captions_control WHERE id = 1")
-        return int(rows[0][0]), int(rows[0][1])
-
-    @property
-    def legacy_locked(self) -> bool:
-        """Whether the legacy account is locked."""
-        rows = self.sql(
-            "SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = 'captions_legacy'"
-        )
-        return rows[0][0] in ("1", "true", 1)
 
     def running(self, group: str) -> int:
         """How many processes of a group run."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,50 @@ def test_a_fragment_counts_as_documentation(tmp_path: Path) -> None:
     assert source != GOOD
     modules.documented(_sample(tmp_path, source), fragments)
     assert modules.offences(tmp_path / "queue_sample.py") == []
+
+
+_WITHOUT_DRIVERS = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"MySQLdb", "hiredis", "jinja2", "pymysql", "redis", "rq", "sqlalchemy", "yaml"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+import ansible.module_utils
+ansible.module_utils.__path__.append(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+__import__(sys.argv[3])
+"""
+
+
+def modules_on_hosts() -> list[str]:
+    """The modules of the roles that plays run on other hosts than 'control', without what they hand to another host."""
+    names = {path.stem for path in tree.modules()}
+    found: set[str] = set()
+    for playbook in tree.playbooks():
+        for play in yaml_rules.load(playbook):
+            if play["hosts"] == "control":
+                continue
+            uses = (task.get("ansible.builtin.import_role") for task in yaml_rules.tasks_of(play["tasks"]))
+            for role in {use["name"] for use in uses if use}:
+                tasks = yaml_rules.load(tree.ROOT / "roles" / role / "tasks" / "main.yml")
+                for task in yaml_rules.tasks_of(tasks):
+                    if "control" not in str(task.get("delegate_to", "")):
+                        found |= names.intersection(task)
+    return sorted(found)
+
+
+def test_the_modules_of_hosts_are_found() -> None:
+    assert {"queue_assess_host", "queue_config", "queue_revision", "queue_workers"} <= set(modules_on_hosts())
+
+
+@pytest.mark.parametrize("module", modules_on_hosts())
+def test_a_host_needs_nothing_but_python(module: str) -> None:
+    """Application and worker hosts have no driver of a store: only the control host has what requirements.txt pins."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_DRIVERS, str(tree.ROOT / "module_utils"), str(tree.ROOT / "library"), module],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

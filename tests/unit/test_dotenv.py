@@ -181,13 +181,26 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
     assert "RQ_REDIS_URL" not in file.read()
 
 
-def test_a_wrong_mode_alone_is_a_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [(0o644, 0o600), (0o604, 0o600), (0o400, 0o600), (0o660, 0o640), (0o440, 0o640)]
+)
+def test_a_wrong_mode_alone_is_a_change(tmp_path: Path, mode: int, wanted: int) -> None:
+    path = tmp_path / ".env"
+    path.write_text("RQ_SHARE=1\n")
+    path.chmod(mode)
+    assert DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+    assert stat.S_IMODE(path.stat().st_mode) == wanted
+    assert not DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+
+
+def test_an_application_that_reads_its_settings_by_their_group_still_can(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("RQ_SHARE=1\n")
     path.chmod(0o640)
-    assert DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert not DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+    done = DotenvFile(path).apply({"RQ_SHARE": "2"}, run_id="r")
+    assert done.changed
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(Path(done.backup).stat().st_mode) == 0o600
 
 
 def test_a_new_file_is_private_and_has_no_backup(tmp_path: Path) -> None:

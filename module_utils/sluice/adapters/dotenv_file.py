@@ -1,4 +1,4 @@
-"""An application's ``.env`` file on disk: changed in one step, backed up, readable by its owner only."""
+"""An application's ``.env`` file on disk: changed in one step, backed up, readable by its owner (and its group) only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 from ..core import dotenv
 from ..core.errors import SluiceError
 
+#: Of a new file, of every backup, and of a file that others than owner and group could read.
 MODE = 0o600
+#: Of a file that its group could read and others could not: an application under another account reads it that way.
+GROUP_MODE = 0o640
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,17 @@ class DotenvFile:
         old, status = found if found is not None else ("", None)
         new = dotenv.merge(dotenv.remove(old, absent), values)
         before, after = dotenv.masked_change(old, new, [*values, *absent], self.secret_keys)
-        wrong_mode = status is not None and stat.S_IMODE(status.st_mode) != MODE
+        mode = _mode(status)
+        wrong_mode = status is not None and stat.S_IMODE(status.st_mode) != mode
         if wrong_mode and status is not None:
             before = f"mode {stat.S_IMODE(status.st_mode):04o}\n{before}"
-            after = f"mode {MODE:04o}\n{after}"
+            after = f"mode {mode:04o}\n{after}"
         changed = new != old or wrong_mode
         if check_mode or not changed:
             return FileChange(str(self.path), changed, before, after)
         try:
             if new == old:
-                target.chmod(MODE)
+                target.chmod(mode)
                 return FileChange(str(self.path), True, before, after)
             backup = self._back_up(target, old, status, run_id) if status is not None else ""
             self._replace(target, new, status)
@@ -102,14 +106,14 @@ class DotenvFile:
             except FileExistsError:
                 number += 1
                 continue
-            _fill(descriptor, old, status)
+            _fill(descriptor, old, status, MODE)
             return str(copy)
 
     def _replace(self, target: Path, new: str, status: os.stat_result | None) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         temporary = Path(name)
         try:
-            _fill(descriptor, new, status)
+            _fill(descriptor, new, status, _mode(status))
             self._still(target, status)
             temporary.replace(target)
         except BaseException:
@@ -138,14 +142,20 @@ def _version(status: os.stat_result | None) -> tuple[int, int, int] | None:
     return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-def _fill(descriptor: int, text: str, status: os.stat_result | None) -> None:
+def _mode(status: os.stat_result | None) -> int:
+    """What the file's mode is to be."""
+    old = MODE if status is None else stat.S_IMODE(status.st_mode)
+    return GROUP_MODE if old & stat.S_IRGRP and not old & stat.S_IRWXO else MODE
+
+
+def _fill(descriptor: int, text: str, status: os.stat_result | None, mode: int) -> None:
     """Write, give the file its owner and mode, and bring it to disk."""
     with os.fdopen(descriptor, "wb") as file:
         file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
-        os.fchmod(descriptor, MODE)
         if status is not None:
             mine = os.fstat(descriptor)
             if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
                 os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fchmod(descriptor, mode)  # last: who is given a file must not be able to read it before it is theirs
         os.fsync(descriptor)
