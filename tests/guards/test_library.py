@@ -182,13 +182,21 @@ def test_the_modules_of_hosts_are_found() -> None:
     assert {"queue_assess_host", "queue_config", "queue_revision", "queue_workers"} <= set(modules_on_hosts())
 
 
-@pytest.mark.parametrize("module", modules_on_hosts())
-def test_a_host_needs_nothing_but_python(module: str) -> None:
-    """Application and worker hosts have no driver of a store: only the control host has what requirements.txt pins."""
-    done = subprocess.run(
+def _without_drivers(module: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", _WITHOUT_DRIVERS, str(tree.ROOT / "module_utils"), str(tree.ROOT / "library"), module],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("module", modules_on_hosts())
+def test_a_host_needs_nothing_but_python(module: str) -> None:
+    """Application and worker hosts have no driver of a store: only the control host has what requirements.txt pins."""
+    done = _without_drivers(module)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_needs_a_driver_is_seen() -> None:
+    assert "No module named" in _without_drivers("queue_transfer").stderr
