@@ -1,4 +1,4 @@
-"""An application's ``.env`` file on disk: changed in one step, backed up, readable by its owner (and its group) only."""
+"""An application's ``.env`` file on disk: changed in one step, backed up, never readable by everybody."""
 
 from __future__ import annotations
 
