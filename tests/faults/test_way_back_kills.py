@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.sluice.core.homecoming import Policy
 
+from faults import TESTS
 from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, poll_off, rows
-from faults.scene import FULL, QUEUES, TESTS, Scene
+from faults.scene import FULL, QUEUES, Scene
 from oracle.judge import Allowances
 from oracle.patience import until
 
