@@ -41,6 +41,16 @@ options:
       - Tasks per second at most; 0 for no limit.
     type: int
     default: 0
+  hosts:
+    description:
+      - The hosts of each group, to be named.
+    type: dict
+    default: {}
+  answers:
+    description:
+      - Whether each host answered when it was asked; empty when none was asked.
+    type: dict
+    default: {}
   mover:
     description:
       - The account that would move the tasks, whose rights are judged; that of the URL by default.
@@ -123,6 +133,8 @@ ARGUMENT_SPEC = {
     "canary": {"type": "dict", "default": {}},
     "rate": {"type": "int", "default": 0},
     "mover": {"type": "str", "default": ""},
+    "hosts": {"type": "dict", "default": {}},
+    "answers": {"type": "dict", "default": {}},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {

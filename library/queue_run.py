@@ -86,6 +86,12 @@ options:
       - Digest of the plan that was approved, for the ledger.
     type: str
     default: ""
+  hosts:
+    description:
+      - The hosts of each group, with O(state=opened). A forward run that is prepared and not yet validated refuses one
+        that it was not prepared with.
+    type: dict
+    default: {}
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.target_side
@@ -201,6 +207,7 @@ ARGUMENT_SPEC = {
     "configuration": {"type": "dict", "default": {}},
     "logs": {"type": "list", "elements": "str", "default": []},
     "plan_digest": {"type": "str", "default": ""},
+    "hosts": {"type": "dict", "default": {}},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {

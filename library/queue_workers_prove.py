@@ -13,6 +13,11 @@ options:
       - How many living workers each queue needs.
     type: int
     default: 1
+  worker_hosts:
+    description:
+      - Host names on which RQ workers may run; a living one elsewhere keeps the gate closed. Without it nobody looks.
+    type: list
+    elements: str
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
@@ -58,6 +63,7 @@ ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.OWNER,
     "workers_min": {"type": "int", "default": 1},
+    "worker_hosts": {"type": "list", "elements": "str"},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}

@@ -167,6 +167,8 @@ class PlaybookLab(Looks):
 
     directory: Path
     runs: list[Run] = field(default_factory=list)
+    #: The interpreter whose environment has Ansible, and everything that modules need on the control host.
+    python: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
         self.lab = Lab(Layout(self.directory))
@@ -205,7 +207,7 @@ class PlaybookLab(Looks):
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [
-                    str(Path(sys.executable).with_name("ansible-playbook")),
+                    str(self.python.with_name("ansible-playbook")),
                     name if Path(name).suffix else f"playbooks/{name}.yml",
                     "-e",
                     json.dumps(given),
@@ -216,7 +218,7 @@ class PlaybookLab(Looks):
                     **os.environ,
                     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                     "ANSIBLE_NOCOLOR": "1",
-                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,

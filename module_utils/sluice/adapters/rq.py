@@ -520,6 +520,7 @@ class RqQueues:
         """
         name = f"sluice-probe-{secrets.token_hex(4)}"
         with speaking(self.client):
+            self._may_hear(f"{name}-worker")
             queue = Queue(name, connection=self.client, serializer=self.serializer)
             job: Job = queue.enqueue("operator.add", 20, 22, job_timeout=20, result_ttl=60)
             try:
@@ -534,6 +535,15 @@ class RqQueues:
                 queue.delete()
                 words = ("finished", "failed", "wip", "workers", "clean_registries")
                 self.client.delete(*[f"{self.prefix}:{word}:{name}" for word in words])
+
+    def _may_hear(self, worker: str) -> None:
+        """Listen on a worker's channel: RQ's own listening is in a thread whose refusal nobody sees.
+
+        :raises redis.exceptions.NoPermissionError: the user may not
+        """
+        with self.client.pubsub() as channel:
+            channel.subscribe(f"{self.prefix}:pubsub:{worker}")
+            channel.get_message(timeout=5.0)
 
     def worker_checks(self, now: float, least: int) -> list[Check]:
         """Live workers by their heartbeats, in total and for each queue of the mapping. Reads only."""

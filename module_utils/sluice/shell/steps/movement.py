@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ...adapters.strangers import rq_strangers
 from ...core.balance import Term
 from ...core.errors import GateClosed, GenerationMismatch
 from ...core.phases import Phase, reached
@@ -91,6 +92,9 @@ def workers_gate(given: Given) -> Result:
     """Record that the target's workers run and are heard of in the target: live, on every queue."""
     system = given.system
     checks = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
+    hosts = given.params["worker_hosts"]
+    if hosts is not None:
+        checks += rq_strangers(system.redis, hosts, prefix=system.target.prefix, queues=system.target.queues())
     gate = Gate("workers", tuple(checks))
     if given.check_mode:
         lines = ["not reached; as it is now:", *gate_lines(gate)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...adapters.http_application import parse_form
 from ...core.mapping import supports_hybrid
 from ...core.phases import Phase
-from ...core.verdicts import Verdict
+from ...core.verdicts import Check, Verdict
 from ...services import plan as plans
 from ...services import run as runs
 from ..runner import Given, Result, gate_lines
@@ -24,6 +25,7 @@ def plan(given: Given) -> Result:
     system, params = reading.system, given.params
     parse_form(params["canary"])
     gate = preflight_gate(reading)
+    gate = replace(gate, checks=(*gate.checks, *_answers(params["hosts"], params["answers"])))
     fitting = not [c for c in gate.checks if c.name == "mapping fits the schema" and c.verdict is Verdict.FAILED]
     if not fitting:
         return {
@@ -68,9 +70,26 @@ def plan(given: Given) -> Result:
         "steps": plans.as_data(steps),
         "blocking": blocking,
         "plan_digest": plans.digest(steps, runs.mapping_digest(system.mapping)),
-        "lines": [*plans.lines(steps, counts), "", *notes, "", *gate_lines(gate),
+        "lines": [*plans.lines(steps, counts), "", *_host_lines(params["hosts"]), *notes, "", *gate_lines(gate),
                   "", f"blocking    {len(blocking)}" if blocking else "nothing blocks"],
     }  # fmt: skip
+
+
+def _host_lines(hosts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Every host by its group."""
+    return [f"{'hosts' if not n else '':<12}{group} {len(names)}: {', '.join(names) or 'none'}"
+            for n, (group, names) in enumerate(hosts.items())]  # fmt: skip
+
+
+def _answers(hosts: Mapping[str, Sequence[str]], answers: Mapping[str, bool]) -> list[Check]:
+    """Whether every host that was asked has answered; empty when none was asked."""
+    if not answers:
+        return []
+    asked = dict.fromkeys(host for names in hosts.values() for host in names)
+    silent = [host for host in asked if not answers.get(host)]
+    reading = f"silent: {', '.join(silent)}" if silent else f"{len(asked)} of {len(asked)}"
+    advice = "make it answer, or take it out of the inventory: unreachable is not dead."
+    return [Check.of("every host answers", not silent, reading, advice)]
 
 
 def _measured_rate(given: Given) -> float:

@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -81,6 +81,7 @@ def opened(given: Given) -> Result:
     before = system.ledger.open_run()
     if not runs.is_back(before):  # one that goes back is refused with its own advice, below
         _refuse_restored(system, before)
+        _refuse_added(system, before, params["hosts"])
     installed = system.ledger.install()
     run = runs.open_run(
         system.ledger,
@@ -96,10 +97,52 @@ def opened(given: Given) -> Result:
     owner = params["cursor"].get("owner", owner)
     lease = system.ledger.take_lease(run, owner, runs.LEASE_SECONDS)
     system.ledger.request_stop(False)  # whoever resumes a run means it to go on
+    gone = _remember_hosts(system, run, lease, params["hosts"])
     reopened = _reopen_for_loss(system, run, lease) or _reopen_for_stragglers(system, run, lease)
     result = _described(system, owner)
-    lines = _lines(result, resumed=before is not None) + reopened
+    lines = _lines(result, resumed=before is not None) + gone + reopened
     return {**result, "changed": installed or before is None or bool(reopened), "lines": lines}
+
+
+def _known_hosts(system: System, run: Run) -> dict[str, list[str]]:
+    """The hosts of each group as the run saw them last; empty when it was never told."""
+    seen = system.ledger.events(run.id, "measure", "hosts")
+    return {group: list(names) for group, names in dict(seen[-1].detail).items()} if seen else {}  # type: ignore[call-overload]
+
+
+def _refuse_added(system: System, run: Run | None, now: Mapping[str, Sequence[str]]) -> None:
+    """A host that came after the preparation has neither its settings kept nor the target's written.
+
+    Before, the steps that follow prepare it like all others; once the run is validated, it is one of the new world.
+
+    :raises RunConflict: there is one
+    """
+    if run is None or not reached(run.phase, Phase.PREPARED) or reached(run.phase, Phase.VALIDATED):
+        return
+    known = _known_hosts(system, run)
+    added = [
+        f"{host} ({group})" for group, names in now.items() for host in names if host not in known.get(group, names)
+    ]
+    if added:
+        raise RunConflict(
+            f"{', '.join(added)} came into the inventory after run {run.id} was prepared: it was not prepared with the "
+            "others.",
+            where="inventory",
+            next_step="take it out until this run is validated, and keep its workers stopped; the fence at the stores "
+            "holds for them too.",
+        )
+
+
+def _remember_hosts(system: System, run: Run, lease: Lease, now: Mapping[str, Sequence[str]]) -> list[str]:
+    """Keep which hosts the run has, when that has changed; names those that are gone."""
+    known = _known_hosts(system, run)
+    if not now or known == {group: list(names) for group, names in now.items()}:
+        return []
+    system.ledger.record(lease, "measure", "hosts", "", {group: list(names) for group, names in now.items()})
+    gone = [f"{host} ({group})" for group, names in known.items() for host in names if host not in now.get(group, ())]
+    return (
+        [f"no longer in the inventory: {', '.join(gone)}; what holds there is the fence at the stores"] if gone else []
+    )
 
 
 def _wait_for_lease(given: Given, owner: str) -> Result:
