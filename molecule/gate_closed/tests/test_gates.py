@@ -1,4 +1,4 @@
-"""Each gate of playbooks/migrate.yml before the point of no return, made to fail or made unreadable on the hosts themselves."""
+"""Gates of playbooks/migrate.yml before the point of no return, made to fail or made unreadable on the hosts."""
 
 from __future__ import annotations
 
