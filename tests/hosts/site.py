@@ -49,7 +49,7 @@ class Site(Looks):
         wanted = backlog.Backlog(count, _IMAGES, first, delayed_share=delayed_share, delay=delay)
         backlog.seed(self.db_url, wanted, self.seeded)
 
-    def start_users(self, rate: float = 0.5, hz: float = 1.0) -> None:
+    def start_users(self, rate: float = 0.3, hz: float = 0.5) -> None:
         """Submissions to each application host, some of them cancelled, and a prober, as units on the control host."""
         images = [word for name in _IMAGES for word in ("--image", name)]
         users = {f"load-{host}": [

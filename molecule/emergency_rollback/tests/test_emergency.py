@@ -24,7 +24,8 @@ def test_it_begins_with_everything_at_the_target(site: Site) -> None:
 
 
 def test_the_old_system_serves_again_without_redis_and_without_a_host(site: Site) -> None:
-    site.ssh("app1", "systemctl", "stop", RQ)  # so that something waits in the queues that die now
+    for name in ("app1", "app2"):
+        site.ssh(name, "systemctl", "stop", RQ)  # so that something waits in the queues that die now
     site.until(lambda: site.count("custody = 'rq' AND status = 'queued'") >= 8, 60, "a backlog in RQ")
     for name in ("redis", "app2"):
         site.machine(name).kill()
