@@ -48,8 +48,8 @@ class SystemdWorkers:
     """See :class:`..ports.surroundings.Supervisor`.
 
     A stop or a kill also masks the units, durably, so that neither a boot nor a colleague starts them again; a start
-    unmasks. systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the fence at
-    the store is what holds.
+    unmasks. systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the
+    fence at the store is what holds.
 
     What a unit's dead main process left running (``KillMode=process`` or ``mixed``, or until its stop has ended) is
     still in the unit's control group.
