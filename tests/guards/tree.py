@@ -11,7 +11,18 @@ PACKAGE = ROOT / "module_utils" / "sluice"
 
 # Made on this machine, never part of the repository (.gitignore has the same list).
 MADE_HERE = frozenset(
-    {".git", ".venv", ".lab", ".cache", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".ansible"}
+    {
+        ".git",
+        ".venv",
+        ".lab",
+        ".hosts",
+        ".cache",
+        "__pycache__",
+        ".pytest_cache",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".ansible",
+    }
     | {"artifacts", ".hypothesis"}
 )
 

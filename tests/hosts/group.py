@@ -30,6 +30,11 @@ from lab.stores import remove_run_directory, run_directory
 CHECKOUT = Path(__file__).resolve().parents[2]
 SITE = CHECKOUT / "molecule" / "resources" / "site.yml"
 INVENTORY = CHECKOUT / "molecule" / "resources" / "inventory" / "hosts.yml"
+#: What is on the hosts once they are set up, or decides it.
+_SOURCES = (
+    "app/captions", "app/lab/accounts.py", "app/lab/images.py", "tests/oracle", "tests/hosts/group.py",
+    "tests/hosts/layout.py", "molecule/resources/inventory", "molecule/resources/roles", "molecule/resources/site.yml",
+)  # fmt: skip
 _BOOT_SECONDS = 90
 #: Accounts of the application and the mover that are there before a migration.
 _ACCOUNTS = ("captions_web", "captions_legacy", "sluice", "sluice_read")
@@ -50,7 +55,7 @@ class Group:
         self.layout = layout_of(checkout, networks_of_others(tag_of(checkout)))
         self.machines = {name: Machine(self.layout, name) for name in HOSTS}
         self._base = self.layout.cache / f"base-{base.key(checkout)}"
-        sources = [checkout / part for part in ("app", "tests/oracle", "tests/hosts", "molecule/resources")]
+        sources = [checkout / part for part in _SOURCES]
         self._site = self.layout.cache / f"site-{base.key_of(sources, self._base.name, str(self.layout.network))}"
 
     # --- its life ------------------------------------------------------------------------------------------------
@@ -76,6 +81,15 @@ class Group:
         with self._alone():
             self._remove()
         say("no host is left")
+
+    def installed(self, host: str, path: str) -> Path:
+        """A file of a host as the roles wrote it, before anything else happened."""
+        return self._site / "layers" / host / path
+
+    def power_on(self, name: str) -> None:
+        """Boot a host that was killed, with what is on its disk."""
+        self.machines[name].boot()
+        self._wait_until_booted(self.machines[name])
 
     def status(self) -> int:
         """Print what runs; 0 when all of them do, 3 when not."""

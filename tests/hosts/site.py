@@ -44,12 +44,12 @@ class Site(Looks):
 
     # --- its users -----------------------------------------------------------------------------------------------
 
-    def seed(self, count: int, *, delayed_share: float = 0.1, delay: float = 60.0, first: int = 10_000_000) -> None:
+    def seed(self, count: int, *, delayed_share: float = 0.3, delay: float = 180.0, first: int = 10_000_000) -> None:
         """A backlog in the table, its ids promised to the judge."""
         wanted = backlog.Backlog(count, _IMAGES, first, delayed_share=delayed_share, delay=delay)
         backlog.seed(self.db_url, wanted, self.seeded)
 
-    def start_users(self, rate: float = 0.5, hz: float = 1.0) -> None:
+    def start_users(self, rate: float = 0.3, hz: float = 0.5) -> None:
         """Submissions to each application host, some of them cancelled, and a prober, as units on the control host."""
         images = [word for name in _IMAGES for word in ("--image", name)]
         users = {f"load-{host}": [
@@ -136,6 +136,10 @@ class Site(Looks):
         with connection, connection.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cast("Sequence[tuple[Any, ...]]", cursor.fetchall())
+
+    def password(self, name: str) -> str:
+        """A password of these hosts, by its account's name."""
+        return str(self._told["passwords"][name])
 
     def machine(self, host: str) -> Machine:
         """The host itself: its cable, its power, its file system."""

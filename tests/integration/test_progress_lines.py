@@ -60,10 +60,18 @@ exec /bin/sh -c "${@: -1}"
 class Play:
     """One playbook of one task, run by ansible-playbook in a folder of its own."""
 
-    def __init__(self, folder: Path, working: float, silent: float, *arguments: str, connection: str = "local") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        working: float,
+        silent: float,
+        *arguments: str,
+        connection: str = "local",
+        module: str = MODULE,
+    ) -> None:
         library = folder / "library"
         library.mkdir()
-        (library / "queue_verify.py").write_text(MODULE)
+        (library / "queue_verify.py").write_text(module)
         ssh = folder / "ssh"
         ssh.write_text(SSH)
         ssh.chmod(0o700)
@@ -175,6 +183,14 @@ def test_ansible_killed_alone_leaves_no_file_and_no_process(tmp_path: Path, star
     until(lambda: not _alive(worker), lambda: "the worker process, with its thread, does not end")
     assert play.left() == []
     assert len(play.lines) == 1, "a line was shown to nobody"
+
+
+def test_a_module_that_cannot_begin_says_what_its_host_lacks(tmp_path: Path, started: list[Play]) -> None:
+    play = Play(tmp_path, 0.0, 0.0, module=MODULE.replace("import os, time", "import os, time, no_such_driver"))
+    started.append(play)
+    assert play.process.wait(300) == 2, play.output
+    [message] = [line for line in play.output.splitlines() if line.startswith("fatal:")]
+    assert message.endswith("No module named 'no_such_driver'"), play.output
 
 
 def _command(pid: int) -> str:

@@ -139,9 +139,20 @@ def test_a_kill_says_what_it_killed() -> None:
     systemctl.units[ONE] = systemctl.unit("inactive", "dead", 0, 1, 0)
     adapter = workers(systemctl)
     assert [process.name for process in adapter.kill("legacy")] == [TWO]
-    assert systemctl.verbs() == ["stop", "kill"]
+    assert systemctl.verbs() == ["mask", "stop", "kill"]
     assert [process.exit for process in adapter.list("legacy")] == [0, -9]
     assert adapter.kill("legacy") == []
+
+
+def test_a_kill_masks_what_did_not_run_too() -> None:
+    """A boot, or a host that lost its power at that moment, must not start it again."""
+    systemctl = FakeSystemctl()
+    dead(systemctl)
+    assert workers(systemctl).kill("legacy") == []
+    assert systemctl.calls[1] == ["mask", "--", ONE, TWO]
+    assert systemctl.verbs() == ["mask"]
+    workers(systemctl).kill("legacy")
+    assert systemctl.verbs() == ["mask"], "what is masked is not masked again"
 
 
 def test_what_outlives_a_kill_is_an_error() -> None:
@@ -278,7 +289,7 @@ def test_a_kill_ends_what_dead_units_left_and_nothing_else(tree: Tree) -> None:
     assert [Processes().look(pid) for pid in (parent, child)] == [None, None]
     assert beside.poll() is None
     assert adapter.kill("legacy") == []
-    assert systemctl.verbs() == []  # systemd itself had nothing to end
+    assert systemctl.verbs() == ["mask"]  # systemd itself had nothing to end
 
 
 def test_a_control_group_that_cannot_be_read_is_reported(tree: Tree) -> None:

@@ -47,9 +47,9 @@ def run_command(arguments: Sequence[str]) -> tuple[int, str, str]:
 class SystemdWorkers:
     """See :class:`..ports.surroundings.Supervisor`.
 
-    A stop also masks the units, durably, so that neither a boot nor a colleague starts them again; a start unmasks.
-    systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the fence at
-    the store is what holds.
+    A stop or a kill also masks the units, durably, so that neither a boot nor a colleague starts them again; a start
+    unmasks. systemd cannot mask a unit whose own file lies in /etc/systemd/system: that one is stopped only, and the
+    fence at the store is what holds.
 
     What a unit's dead main process left running (``KillMode=process`` or ``mixed``, or until its stop has ended) is
     still in the unit's control group.
@@ -103,11 +103,7 @@ class SystemdWorkers:
     def request_stop(self, group: str) -> bool:
         """Mask the units that can be masked, and ask what runs to stop; returns at once."""
         units = self._show(group)
-        maskable = [
-            u["Id"] for u in units if u["LoadState"] != "masked" and not u["FragmentPath"].startswith(_ADMIN_UNITS)
-        ]
-        if maskable:
-            self._systemctl("mask", "--", *maskable)
+        self._mask(units)
         running = [unit["Id"] for unit in units if unit["ActiveState"] in _ALIVE - {"deactivating"}]
         if running:
             self._systemctl("stop", "--no-block", "--", *running)
@@ -125,10 +121,11 @@ class SystemdWorkers:
         return True
 
     def kill(self, group: str) -> Sequence[WorkerProcess]:
-        """SIGKILL every process of the units that are left, leftovers too, until they are gone; returns those killed.
+        """Mask the units, SIGKILL every process of them, leftovers too, until they are gone; returns those killed.
 
         :raises StoreError: a unit or a process outlived the signal
         """
+        self._mask(self._show(group))
         killed = [process for process in self.list(group) if process.alive]
         if killed:
             self._kill_units(group, [process.name for process in killed])
@@ -145,6 +142,13 @@ class SystemdWorkers:
     def ask_leftovers(self, group: str) -> bool:
         """SIGTERM to the leftovers that have a handler for it; a horse has none, and finishes its job."""
         return ask(self._leftovers(group), self.processes)
+
+    def _mask(self, units: Sequence[Mapping[str, str]]) -> None:
+        maskable = [
+            u["Id"] for u in units if u["LoadState"] != "masked" and not u["FragmentPath"].startswith(_ADMIN_UNITS)
+        ]
+        if maskable:
+            self._systemctl("mask", "--", *maskable)
 
     def _kill_units(self, group: str, names: Sequence[str]) -> None:
         self._systemctl("stop", "--no-block", "--", *names)  # so that Restart= does not start it again

@@ -1,0 +1,74 @@
+"""app2 loses its network twice: on the way there, and on the way back. In the order of the tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.playbook_lab import CANARY_USERS
+from hosts.site import LEGACY, RQ, Site
+from oracle.judge import Allowances
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    """The hosts with a backlog in the table, under traffic."""
+    return Site()
+
+
+def test_a_host_that_is_lost_before_the_drain_stops_the_run(site: Site) -> None:
+    run = site.start("migrate")
+    site.until(lambda: site.phase == "routed", 240, "the route to the target")
+    site.machine("app2").cut_off()
+    outcome = run.wait()
+    outcome.refused("app2", "unreachable")
+    assert site.phase == "routed", "unreachable is not dead: its legacy worker may still have a task in hand"
+    assert site.moved_of_users == 0
+    assert not site.legacy_locked
+
+
+def test_the_same_command_goes_on_when_the_host_is_back(site: Site) -> None:
+    site.machine("app2").put_back()
+    site.run("migrate").done()
+    assert site.phase == "validated"
+    assert site.moved_of_users > 0
+    assert all(site.is_active(name, RQ) and not site.is_active(name, LEGACY) for name in ("app1", "app2"))
+
+
+def test_the_way_back_fences_a_lost_host_at_the_stores(site: Site) -> None:
+    site.until(
+        lambda: {line["side"] for line in site.effects("app2")[-1:]} == {"rq"}, 60, "work of app2 for the target"
+    )
+    site.machine("app2").cut_off()
+    outcome = site.run("emergency-rollback", queue_run_reason="app2 is lost", queue_run_started="requeue").done()
+    assert "app2" in outcome.output
+    assert site.phase == "validated"
+    assert site.count("custody <> 'db' AND status IN ('queued', 'running')") == 0
+    assert site.is_active("app1", LEGACY) and not site.is_active("app1", RQ)
+    ((locked,),) = site.sql(
+        "SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = 'captions_rq'"
+    )
+    assert locked in ("1", "true", 1)
+
+
+def test_the_host_that_is_back_processes_nothing_it_no_longer_owns(site: Site) -> None:
+    before = len(site.effects("app2"))
+    site.machine("app2").put_back()
+    site.until(lambda: site.is_active("app2", RQ), 60, "app2 with its RQ worker, which nobody could stop")
+    # It asks the stores again, and is turned away by both, while the other host works off what came home.
+    done = len(site.effects("app1"))
+    site.until(lambda: len(site.effects("app1")) >= done + 10, 90, "work of app1 for the source")
+    assert [line for line in site.effects("app2")[before:] if line["side"] == "rq" and line["event"] == "start"] == []
+
+
+def test_the_same_command_settles_it(site: Site) -> None:
+    site.run("emergency-rollback", queue_run_reason="app2 is lost").done()
+    assert site.phase == "cleaned"
+    for name in ("app1", "app2"):
+        assert site.is_active(name, LEGACY) and not site.is_active(name, RQ)
+
+
+def test_nothing_was_lost_or_doubled(site: Site) -> None:
+    site.stop_users()
+    site.clean(Allowances(kills=2, canary_users=CANARY_USERS))
