@@ -9,7 +9,7 @@ from flask import Blueprint, Response, jsonify, request, stream_with_context
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
-from captions import control, dead_letters, fields, metrics, task_types, tasks
+from captions import control, dead_letters, fields, metrics, task_types, tasks, workers
 from captions.access import Answer, error, guard
 from captions.database import in_transaction
 from captions.outbox import RQPlacer
@@ -73,6 +73,35 @@ def blueprint(
             return jsonify(workers=pollers + (placer.workers() if placer else [])), 200
         except RedisError as unanswered:
             return jsonify(workers=pollers, redis=f"does not answer: {type(unanswered).__name__}"), 200
+
+    @admin.post("/workers/scale")
+    @needs("operate")
+    def scale_workers() -> Answer:
+        """For the sets of all machines; null gives them back what their settings say."""
+        wanted = fields.body().get("workers")
+        if wanted is not None:
+            try:
+                workers.slots(str(wanted))
+            except ValueError as wrong:
+                raise fields.BadRequest(f"workers: {wrong}") from wrong
+        in_transaction(engine, lambda connection: control.scale_workers(connection, wanted))
+        log.info("workers per machine: %s", "as the settings say" if wanted is None else wanted)
+        return jsonify(workers=wanted), 200
+
+    @admin.post("/workers/<name>/restart")
+    @needs("operate")
+    def restart_worker(name: str) -> Answer:
+        """It ends after its job; whoever keeps it starts another."""
+        if placer is None:
+            return error(409, "RQ is off in this process")
+        try:
+            placer.restart_worker(name)
+        except KeyError:
+            return error(404, "there is no RQ worker of this name")
+        except RedisError as unanswered:
+            return error(503, f"Redis does not answer: {type(unanswered).__name__}", retry_after_seconds=5)
+        log.info("worker %s: told to end after its job", name)
+        return jsonify(name=name, told="to end after its job"), 200
 
     # --- dead letters ------------------------------------------------------------------------------------------
 

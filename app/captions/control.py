@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 _READ = """
-SELECT rq_share, intake, intake_reason, emergency, polling, paused_queues,
+SELECT rq_share, intake, intake_reason, emergency, polling, paused_queues, rq_workers,
        TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), intake_until) AS pause_left_us
 FROM captions_control WHERE id = 1
 """
@@ -30,6 +30,7 @@ class Control:
     emergency: bool
     polling: bool
     paused: frozenset[str]
+    rq_workers: str | None
 
     def share(self, rq_usable: bool) -> int:
         """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency."""
@@ -62,6 +63,7 @@ def read_control(connection: Connection, for_submission: bool = False) -> Contro
         emergency=bool(row["emergency"]),
         polling=bool(row["polling"]),
         paused=_names(row["paused_queues"]),
+        rq_workers=row["rq_workers"],
     )
 
 
@@ -76,6 +78,11 @@ def set_queue_paused(connection: Connection, queue: str, paused: bool) -> None:
     connection.execute(
         text("UPDATE captions_control SET paused_queues = :names WHERE id = 1"), {"names": ",".join(sorted(names))}
     )
+
+
+def scale_workers(connection: Connection, workers: str | None) -> None:
+    """How many RQ workers each machine shall have, in the words of ``RQ_WORKERS``; None for what its settings say."""
+    connection.execute(text("UPDATE captions_control SET rq_workers = :workers WHERE id = 1"), {"workers": workers})
 
 
 def pause_intake(connection: Connection, reason: str, seconds: int) -> None:

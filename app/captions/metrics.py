@@ -127,10 +127,13 @@ class Stores(Collector):
             workers.add_metric(["db"], len(living_pollers(self._settings)))
         if self._placer is not None:
             try:
+                memory = self._placer.memory_share()
                 workers.add_metric(["rq"], len(self._placer.workers()))
                 up = True
             except RedisError:
                 up = False
+            else:
+                yield _gauge("captions_redis_memory_share", "Memory that Redis uses, of what it may.", memory)
             yield _gauge("captions_redis_up", "1 while Redis answers.", up)
         yield workers
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
+from captions.health import RedisHealth
 
 FUNCTION = "captions.jobs.run_caption"
 RESULT_TTL_SECONDS = 500
@@ -66,6 +67,11 @@ class RQPlacer:
         """Raise RedisError when Redis does not answer."""
         self._redis.ping()
 
+    def memory_share(self) -> float:
+        """The share of the memory it may use that Redis uses, 0 to 1; without a limit, of the host's."""
+        info = self._redis.info("memory")
+        return float(info["used_memory"] / (info["maxmemory"] or info["total_system_memory"]))
+
     def workers(self) -> list[dict[str, object]]:
         """RQ's workers that give signs of life. Times are UTC text."""
         from rq import Worker
@@ -87,6 +93,14 @@ class RQPlacer:
                 Worker.all(connection=self._redis, serializer=JSONSerializer), key=lambda worker: str(worker.name)
             )
         ]
+
+    def restart_worker(self, name: str) -> None:
+        """Have a worker end after its job; whoever keeps it starts another. KeyError when there is none."""
+        from rq.command import send_shutdown_command
+
+        if name not in {worker["name"] for worker in self.workers()}:
+            raise KeyError(name)
+        send_shutdown_command(self._redis, name)
 
     def status(self, task_id: str) -> str | None:
         """What RQ says of the task's job, None when it has none."""
@@ -188,8 +202,9 @@ def unplaced_rows(engine: Engine) -> Sequence[str]:
 class Sweeper(threading.Thread):
     """Places what a submission could not place itself: Redis was away, or the process died in between."""
 
-    def __init__(self, engine: Engine, placer: JobPlacer) -> None:
+    def __init__(self, engine: Engine, placer: JobPlacer, health: RedisHealth | None = None) -> None:
         super().__init__(name="captions-sweeper", daemon=True)
+        self._health = health
         self._engine = engine
         self._placer = placer
         self._ended = threading.Event()
@@ -212,7 +227,9 @@ class Sweeper(threading.Thread):
             pause = max(_SWEEP_INTERVAL_SECONDS, _SWEEP_LOAD * (time.monotonic() - began))
 
     def sweep(self) -> int:
-        """Place what is due now; how many tasks were placed."""
+        """Place what is due now; how many tasks were placed. None while Redis is not well."""
+        if self._health is not None and not self._health.usable:
+            return 0
         placed = 0
         for task_id in unplaced_rows(self._engine):
             if self._ended.is_set():

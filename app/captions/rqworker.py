@@ -6,21 +6,36 @@ It exists so that the Redis password is read from the ``.env`` file and never ap
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import secrets
+import signal
 
 from redis import Redis
 
 from captions import task_types
 from captions.settings import load_or_exit
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+
+
+def end_with_parent(parent: int) -> None:
+    """Ask Linux for SIGTERM when the process ``parent``, which started this one, ends."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit(f"captions: process {parent}, which started this one, is gone")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="captions.rqworker", description="Run an RQ worker for captions.")
     parser.add_argument("--name", default="rq", help="start of the worker's name; a unique ending is added")
+    parser.add_argument("--queues", help="with commas between, in the order to look into them; all when left out")
+    parser.add_argument("--parent", type=int, help="process id of whoever starts this worker; it ends with that")
     parser.add_argument("--simple", action="store_true", help="run tasks in the worker's process, without forking")
     parser.add_argument("--burst", action="store_true", help="end when the queues are empty")
     arguments = parser.parse_args()
+    if arguments.parent:
+        end_with_parent(arguments.parent)
     settings = load_or_exit()
     if settings.rq_worker_redis_url is None:
         raise SystemExit(f"captions: {settings.source}: RQ_REDIS_URL is missing; add it to run RQ workers")
@@ -34,7 +49,7 @@ def main() -> None:
 
     worker_class = SimpleWorker if arguments.simple else Worker
     worker = worker_class(
-        list(task_types.queues()),
+        arguments.queues.split(",") if arguments.queues else list(task_types.queues()),
         # A killed worker's name stays registered for minutes; a new process needs another.
         name=f"{arguments.name}-{os.getpid()}-{secrets.token_hex(3)}",
         connection=Redis.from_url(settings.rq_worker_redis_url),

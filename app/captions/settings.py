@@ -1,4 +1,4 @@
-"""Settings of the application, read when a process starts: ``python -m captions.settings`` says whether they hold.
+"""Settings of the application, read when a process starts: ``python -m captions.check`` says whether they hold.
 
 They come from the managed ``.env`` file that ``CAPTIONS_ENV_FILE`` names, from environment variables (the same keys
 with ``CAPTIONS_`` in front), or from both as long as the two do not contradict each other. The file may hold keys of
@@ -27,7 +27,8 @@ KEYS = frozenset(
     {"PROFILE", "DATABASE_URL", "LEGACY_DATABASE_URL", "RQ_DATABASE_URL", "RQ_REDIS_URL", "RQ_WORKER_REDIS_URL"}
     | {"RQ_ENABLED", "RQ_KEY_PREFIX", "DATABASE_POLLING_ENABLED", "EFFECTS_FILE", "IMAGES_DIR", "WORK_MS"}
     | {"LEGACY_KIND", "POLL_INTERVAL_MS", "LEASE_SECONDS", "INTAKE_MAX_PAUSE_SECONDS", *TOKENS}
-    | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES", "METRICS_DIR"}
+    | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES", "METRICS_DIR", "RQ_WORKERS"}
+    | {"RQ_WORKER_MEMORY_MB"}
 )
 
 _SHORTEST_TOKEN = 32
@@ -84,6 +85,8 @@ class Settings:
     retry: RetryPolicy
     task_modules: tuple[str, ...]
     metrics_dir: Path | None
+    rq_workers: str
+    rq_worker_memory_mb: int
 
     @property
     def rq_usable(self) -> bool:
@@ -217,6 +220,8 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
             usual.at_once,
         ),
         metrics_dir=Path(values["METRICS_DIR"]) if values.get("METRICS_DIR") else None,
+        rq_workers=values.get("RQ_WORKERS", ""),
+        rq_worker_memory_mb=number("RQ_WORKER_MEMORY_MB", 500, least=50),
         task_modules=tuple(name for part in values.get("TASK_MODULES", "").split(",") if (name := part.strip())),
     )
     for contradiction in _contradictions(settings):
@@ -281,8 +286,3 @@ def load_or_exit() -> Settings:
         return load_settings()
     except SettingsError as error:
         raise SystemExit(f"captions: {error}") from error
-
-
-if __name__ == "__main__":
-    usable = load_or_exit()
-    print(f"captions: the settings of {usable.source} can be used, profile {usable.profile}")

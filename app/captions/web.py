@@ -22,6 +22,7 @@ from captions import admin, control, fields, metrics, task_types, tasks
 from captions.access import error as error_answer
 from captions.access import guard
 from captions.database import error_code, in_transaction, make_engine
+from captions.health import RedisHealth
 from captions.outbox import RQPlacer, Sweeper, place_row
 from captions.payload import PayloadError, dump
 from captions.settings import Settings, load_settings
@@ -44,18 +45,23 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
     app = Flask("captions")
     engine = make_engine(settings.database_url, connections=_CONNECTIONS)
     placer: RQPlacer | None = None
+    health_of_redis: RedisHealth | None = None
     if settings.rq_enabled and settings.rq_redis_url is not None:
         placer = RQPlacer(settings.rq_redis_url, settings.rq_key_prefix)
+        health_of_redis = RedisHealth(placer)
         if sweeper:
-            Sweeper(engine, placer).start()
+            health_of_redis.start()
+            Sweeper(engine, placer, health_of_redis).start()
 
     def place_now(task_id: str, custody: str) -> None:
         """Make the RQ job at once; when that fails the row waits for the sweeper."""
-        if custody != "rq" or placer is None:
+        if custody != "rq" or placer is None or health_of_redis is None or not health_of_redis.usable:
             return
         try:
             place_row(engine, placer, task_id)
         except (RedisError, SQLAlchemyError) as error:
+            if isinstance(error, RedisError):
+                health_of_redis.failed()
             log.warning("task %s has no RQ job yet (%s); the sweeper will place it", task_id, type(error).__name__)
 
     needs = guard(settings.tokens)
@@ -144,6 +150,8 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             notes.append("intake is paused")
         if not settings.rq_usable and not (now.polling and settings.database_polling_enabled):
             notes.append("neither RQ nor polling is on: nobody works on tasks")
+        if health_of_redis is not None and health_of_redis.note:
+            notes.append(health_of_redis.note)
         return jsonify(status="ok", profile=settings.profile, notes=notes), 200
 
     # --- switches and statistics -------------------------------------------------------------------------------

@@ -275,6 +275,49 @@ def test_tasks_are_accepted_without_redis_and_placed_when_it_is_back(on_rq: Runn
     assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
 
 
+def test_an_outage_of_redis_is_noticed_by_every_process_and_its_end_too(on_rq: Running) -> None:
+    def notes() -> set[bool]:
+        answers = [on_rq.request("GET", "/health/ready") for _ in range(10)]
+        assert {status for status, _, _ in answers} == {200}
+        return {any("Redis" in note for note in answer["notes"]) for _, answer, _ in answers}
+
+    assert notes() == {False}
+    on_rq.supervisor.stop_group("redis")
+    began = time.monotonic()
+    until(lambda: notes() == {True}, "the outage is noticed")
+    assert time.monotonic() - began < 30
+    task_id = on_rq.submit()
+    assert on_rq.task(task_id)["owner"] == "rq"
+    on_rq.supervisor.start_group("redis")
+    until(lambda: notes() == {False}, "the end of the outage is noticed")
+    on_rq.finished(task_id)
+
+
+@pytest.mark.parametrize("share", [0, 50, 100])
+def test_redis_killed_under_load_loses_and_doubles_nothing(on_rq: Running, share: int) -> None:
+    on_rq.admin("route", {"share": share})
+    accepted: list[str] = []
+
+    def pid_of_redis() -> int:
+        return next(process.pid for process in on_rq.supervisor.processes() if process.name == "redis")
+
+    before = pid_of_redis()
+    for number in range(30):
+        if number == 10:
+            on_rq.supervisor.signal("redis", "KILL")
+            until(lambda: pid_of_redis() not in (before, 0), "Redis is started again")
+        if number == 20:
+            on_rq.supervisor.stop_group("redis")
+        accepted.append(on_rq.submit(priority=("urgent", "low")[number % 2]))
+    on_rq.supervisor.start_group("redis")
+    until(lambda: all(on_rq.task(task_id)["status"] == "completed" for task_id in accepted), "all are completed")
+    owners = {on_rq.task(task_id)["owner"] for task_id in accepted}
+    assert owners == {0: {"db"}, 50: {"db", "rq"}, 100: {"rq"}}[share]
+    for task_id in accepted:
+        assert sorted(on_rq.effects(task_id).values()) == [1, 1]
+    on_rq.admin("route", {"share": 100})
+
+
 def test_the_guard_turns_away_a_job_whose_task_was_cancelled_or_taken_back(on_rq: Running) -> None:
     on_rq.supervisor.stop_group("rqworkers")
     cancelled, taken_back = on_rq.submit(), on_rq.submit(delay_seconds=0)

@@ -68,7 +68,7 @@ def test_a_user_keeps_one_bucket_and_the_buckets_are_even() -> None:
     ("rq_usable", "emergency", "expected"), [(True, False, 25), (False, False, 0), (True, True, 0), (False, True, 0)]
 )
 def test_the_share_counts_only_with_rq_and_without_emergency(rq_usable: bool, emergency: bool, expected: int) -> None:
-    control = Control(25, False, None, 0.0, emergency, True, frozenset())
+    control = Control(25, False, None, 0.0, emergency, True, frozenset(), None)
     assert control.share(rq_usable) == expected
 
 

@@ -86,13 +86,20 @@ def test_file_and_environment_complete_each_other_and_may_not_contradict(tmp_pat
 
 @pytest.mark.parametrize(
     ("extra", "code", "says"),
-    [({}, 0, "can be used, profile development"), ({"CAPTIONS_LEGACY_KIND": "bold"}, 1, "LEGACY_KIND is 'bold'")],
+    [
+        ({}, 0, "can be used: profile development, task types caption, 0 RQ workers"),
+        ({"CAPTIONS_LEGACY_KIND": "bold"}, 1, "LEGACY_KIND is 'bold'"),
+        ({"CAPTIONS_TASK_MODULES": "no_such_module"}, 1, "TASK_MODULES names 'no_such_module'"),
+        ({"CAPTIONS_RQ_WORKERS": "normal:1"}, 1, "RQ_WORKERS asks for workers but RQ_ENABLED is not true"),
+        ({"CAPTIONS_RQ_WORKERS": "normal"}, 1, "RQ_WORKERS: 'normal' is not QUEUE+QUEUE:COUNT"),
+        ({"CAPTIONS_RQ_WORKERS": "utmost:1"}, 1, "RQ_WORKERS: there is no queue 'utmost'"),
+    ],
 )
 def test_settings_can_be_checked_before_a_reload(extra: dict[str, str], code: int, says: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CAPTIONS_")}
     environment |= {f"CAPTIONS_{key}": value for key, value in NEEDED.items()} | extra | {"PYTHONPATH": str(APP)}
     done = subprocess.run(
-        [sys.executable, "-m", "captions.settings"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "captions.check"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == code
     assert says in done.stdout + done.stderr
