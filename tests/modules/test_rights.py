@@ -6,10 +6,8 @@ the Redis user is read from the page itself.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from ansible.module_utils.sluice.core.phases import Phase
@@ -17,10 +15,9 @@ from ansible.module_utils.sluice.core.phases import Phase
 from lab.accounts import RIGHTS
 from lab.stores import PrivateMariaDB
 from modules.site import Site
+from rights import documented as rights_of_the_page
 
 pytestmark = pytest.mark.real
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "mapping.md").read_text(encoding="utf-8")
 NEXT = "Next: give the ACL user the keys, channels and commands listed in docs/mapping.md"
 
 
@@ -98,8 +95,9 @@ def test_the_plan_without_the_application_s_tables(site: Site, mariadb: PrivateM
 
 def documented() -> list[str]:
     """The rules of the mover's Redis user, as the page has them, for this system."""
-    (line,) = re.findall(r"ACL SETUSER sluice on ><password> (.*)", PAGE)
-    return str(line).replace("<system>", "captions").split()
+    words = "ACL SETUSER sluice on ><password> "
+    line = next(line for line in rights_of_the_page("text", words, {"system": "captions"}) if line.startswith(words))
+    return line.removeprefix(words).split()
 
 
 def grant(site: Site, words: list[str]) -> None:

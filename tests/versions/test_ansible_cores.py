@@ -6,6 +6,7 @@ Not among the tests of every day, since each makes an environment and a lab: scr
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,15 +80,16 @@ def test_every_role_judges_its_arguments(core: Core, tmp_path: Path) -> None:
         fail = {"name": "Fail", "ansible.builtin.fail": {"msg": f"{role} took {wrong}"}}
         said = {"name": "Say", "ansible.builtin.debug": {"msg": f"{role}: {{{{ ansible_failed_result.msg }}}}"}}
         tasks = [{"block": [task, fail], "rescue": [said], "name": "Judge"}]
-        plays.append({"name": role, "hosts": "control", "gather_facts": False, "tasks": tasks})
+        plays.append({"name": role, "hosts": "all", "gather_facts": False, "tasks": tasks})
     assert len(wanted) > 20
     book = tmp_path / "roles.yml"
     book.write_text(yaml.safe_dump(plays, sort_keys=False))
-    done = core.play("-i", str(ROOT / "inventories" / "lab" / "hosts.yml"), str(book))
+    done = core.play("-i", "somewhere,", str(book))
     assert done.returncode == 0, done.stdout + done.stderr
     for role, wrong in wanted:
         assert f"{role} took {wrong}" not in done.stdout
-        assert f"'{wrong}'" in done.stdout or f"argument {wrong}" in done.stdout, (role, wrong)
+        said = done.stdout.partition(f"PLAY [{role}]")[2].partition("PLAY [")[0]
+        assert re.search(rf"argument '?{wrong}'? is of type", said), said
 
 
 @pytest.fixture
