@@ -17,6 +17,7 @@ def site() -> Site:
 
 def test_the_control_host_loses_its_power_in_the_middle_of_the_transfer(site: Site) -> None:
     site.stop_users()  # they live on that host
+    site.seed(100, delayed_share=1.0, delay=240, first=20_000_000)
     run = site.start("migrate", queue_transfer_rate=5)
     site.until(lambda: site.moved_of_users > 5, 300, "the transfer")
     site.machine("ops").kill()
@@ -36,4 +37,4 @@ def test_the_same_command_goes_on_when_it_is_back(site: Site) -> None:
 
 
 def test_nothing_was_lost_or_doubled(site: Site) -> None:
-    site.clean()
+    site.clean(seconds=300)  # until the last delayed task
