@@ -32,6 +32,7 @@ KEYS = frozenset(
 )
 
 _SHORTEST_TOKEN = 32
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,11 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.
     try:
         content = path.read_bytes()
         values = parse_env(content.decode())
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}); {ENV_FILE_VARIABLE} names it") from error
-    except (SettingsError, UnicodeDecodeError) as error:
+    except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     _all_known(spoken)
     for key in sorted(set(values) & set(spoken)):
@@ -175,14 +178,15 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
             return False
         if value == "":
             return default
-        raise SettingsError(f"{source}: {key} is {value!r}; write true or false")
+        raise SettingsError(f"{source}: {key} is {value[:40]!r}; write true or false")
 
     def number(key: str, default: int, least: int = 0) -> int:
         value = values.get(key, "")
         if value == "":
             return default
-        if not value.isdecimal() or int(value) < least:
-            raise SettingsError(f"{source}: {key} is {value!r}; write a whole number of at least {least}")
+        # Only what int() reads for certain: it takes no superscripts, and not any number of digits.
+        if not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS) or int(value) < least:
+            raise SettingsError(f"{source}: {key} is {value[:40]!r}; write a whole number of at least {least}")
         return int(value)
 
     for key in sorted(set(values) - KEYS):

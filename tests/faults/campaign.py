@@ -90,6 +90,8 @@ class World:
         self.directory = directory
         self.tell = tell
         self.failed = False
+        self.round = 0
+        self.begun = self.told = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.longest = 0.0
         self._open = contextlib.ExitStack()
@@ -138,6 +140,24 @@ class World:
             self.tell(
                 "\n".join([f"{type(error).__name__}: {error}", "after:", *lines, "now the shortest form is sought"])
             )
+
+    def ended(self, count: int, seconds: float) -> None:
+        """A sequence of so many tasks is over; every ten seconds that is worth a line."""
+        self.counts["sequences"] += 1
+        self.counts["tasks"] += count
+        self.longest = max(self.longest, seconds)
+        if time.monotonic() - self.told >= 10:
+            self.tell_how_far()
+
+    def tell_how_far(self) -> None:
+        """What has been done so far."""
+        self.told = time.monotonic()
+        counts = self.counts
+        self.tell(
+            f"{self.told - self.begun:7.0f} s  round {self.round:4}  {counts['sequences']:6} sequences  "
+            f"{counts['tasks']:7} tasks  {counts['movers']:6} movers  {counts['refusals']:5} refusals  "
+            f"longest {self.longest:.1f} s"
+        )
 
     def nursery(self, skew: int = 0) -> Nursery:
         """Processes that take the time to be so many seconds later than it is."""
@@ -206,6 +226,8 @@ def step(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **named)
         except BaseException as error:
             machine.steps.failed = True
+            if not isinstance(error, Exception):
+                raise
             error.add_note("\n".join(["the steps of this sequence:", *machine.steps.lines]))
             machine.world.heard(error, machine.steps.lines)
             raise
@@ -243,6 +265,8 @@ class Campaign(RuleBasedStateMachine):
         self.bereft = False
         #: The order in which the table's tasks must come out in RQ; None: nobody can say.
         self.order: dict[str, list[str]] | None = None
+        #: Rows came home while RQ kept their jobs, as when it cannot be reached; the custody guard turns those away.
+        self.by_rows = False
         self.touched: set[str] = set()
 
     # -- users --------------------------------------------------------------------------------------------------
@@ -504,6 +528,7 @@ class Campaign(RuleBasedStateMachine):
         if not self._goes_back():
             return
         words = ("--rows",) if rows else ()
+        self.by_rows |= rows
         self._moved(self._mover("--batch", str(batch), "--started", started, *words))
 
     @rule()
@@ -703,9 +728,7 @@ class Campaign(RuleBasedStateMachine):
                 line.mend()
             self.app.dispose()
             self.scene.close()
-            self.world.counts["sequences"] += 1
-            self.world.counts["tasks"] += len(self.tasks)
-            self.world.longest = max(self.world.longest, time.monotonic() - self.begun)
+            self.world.ended(len(self.tasks), time.monotonic() - self.begun)
 
     @step
     def _judged(self) -> None:
@@ -738,7 +761,7 @@ class Campaign(RuleBasedStateMachine):
             "unfinished": uncertain,
             "effect_without_completion": uncertain,
             # Cancelled and submitted again while its first job waits: whoever comes second is turned away.
-            "two_homes": retried,
+            "two_homes": set(self.tasks) if in_flight and self.by_rows else retried,
             "cancelled_unasked": retried,
         }
         for kind, ids in found.violations.items():
@@ -760,7 +783,9 @@ class Campaign(RuleBasedStateMachine):
         found = self._verification(run).balance().balance
         assert found.known >= len(self.tasks), "the balance does not know every task"
         assert found.holds, f"the balance does not hold: {found.faults}"
-        assert not self.scene.staged(), "stages are left"
+        # A run that goes back has them in its manifest, which the cleanup deletes.
+        returned = {member.decode() for member in self.scene.client.smembers("sluice:{captions}:returned")}
+        assert not self.scene.staged() - returned, "stages are left"
 
     def _until_done(self) -> None:
         for _ in range(4):
@@ -857,18 +882,8 @@ def run_for(
     """
     Campaign.world = world
     world.failed = False
-    begun = told = time.monotonic()
-    number = first_round
-
-    def telling() -> None:
-        """What has been done so far."""
-        counts = world.counts
-        world.tell(
-            f"{time.monotonic() - begun:7.0f} s  round {number:4}  {counts['sequences']:6} sequences  "
-            f"{counts['tasks']:7} tasks  {counts['movers']:6} movers  {counts['refusals']:5} refusals  "
-            f"longest {world.longest:.1f} s"
-        )
-
+    begun = world.begun = world.told = time.monotonic()
+    number = world.round = first_round
     while number == first_round or time.monotonic() - begun < seconds:
         chosen = hypothesis.seed(seed * 1_000_003 + number)(type("Round", (machine,), {}))
         try:
@@ -888,11 +903,8 @@ def run_for(
         except BaseException as error:
             error.add_note(f"found in round {number}: scripts/campaign --seed {seed} --first-round {number}")
             raise
-        number += 1
-        if time.monotonic() - told >= 10:
-            telling()
-            told = time.monotonic()
-    telling()
+        number = world.round = number + 1
+    world.tell_how_far()
 
 
 def main() -> int:
@@ -903,7 +915,7 @@ def main() -> int:
     parser.add_argument("--first-round", type=int, default=0, help="begin there: a failure names its round")
     parser.add_argument("--no-shrink", action="store_true", help="print a failing sequence as it was drawn")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the stores are ours to end
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the stores are ours to end
     verify.SECONDS_BETWEEN_LOOKS = 0.0  # nothing moves while a balance is taken here
     with tempfile.TemporaryDirectory(prefix="sluice-campaign-") as directory:
         world = World(Path(directory), functools.partial(print, flush=True))
@@ -919,6 +931,8 @@ def main() -> int:
                 first_round=options.first_round,
                 shrink=not options.no_shrink,
             )
+        except KeyboardInterrupt:
+            world.tell("ended from outside")
         finally:
             world.close()
             for name, number in sorted(world.counts.items()):

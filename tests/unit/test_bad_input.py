@@ -32,6 +32,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql
 
+from captions.settings import SettingsError, load_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Drawn alike on every machine: what CI finds can be found again.
 ALIKE = settings(derandomize=True, deadline=None, max_examples=200)
@@ -341,6 +343,48 @@ def test_a_file_of_any_bytes_is_changed_whole_or_not_at_all(
         return
     assert {key: DotenvFile(path).read()[key] for key in values} == values
     assert not DotenvFile(path).apply(values, run_id="r").changed
+
+
+SETTINGS_LINES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "DATABASE_URL",
+                "RQ_ENABLED",
+                "RQ_REDIS_URL",
+                "EFFECTS_FILE",
+                "IMAGES_DIR",
+                "WORK_MS",
+                "LEASE_SECONDS",
+                "A B",
+            ]
+        ),
+        st.sampled_from(["", "x", "true", "/x", "0", "-1", "²", "٣", "9" * 5000, "1e3", "'", '"', "\0", "é", "\udcff"]),
+    ).map("=".join),
+    max_size=8,
+).map(lambda lines: "\n".join(["DATABASE_URL=x", "EFFECTS_FILE=/x", "IMAGES_DIR=/x", *lines]))
+
+
+@ALIKE
+@given(st.one_of(st.binary(max_size=80), SETTINGS_LINES.map(lambda text: text.encode("utf-8", "surrogateescape"))))
+@example(b"DATABASE_URL=\xff\n")
+@example("DATABASE_URL=x\nEFFECTS_FILE=/x\nIMAGES_DIR=/x\nWORK_MS=²\n".encode())
+@example(b"DATABASE_URL=x\nEFFECTS_FILE=/x\nIMAGES_DIR=/x\nWORK_MS=" + b"9" * 5000)
+def test_the_applications_settings_of_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("settings") / ".env"
+    path.write_bytes(content)
+    try:
+        found = load_settings(path)
+    except SettingsError as error:
+        text = str(error)
+        assert str(path) in text
+        assert len(text) < 1000
+        assert "\n" not in text
+        return
+    assert found.database_url
+    assert 0 <= found.work_ms < 10**9
 
 
 # -- RQ -------------------------------------------------------------------------------------------------------------

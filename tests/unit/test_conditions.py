@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ansible.module_utils.sluice.core.conditions import (
+    MAX_DEPTH,
     All,
     Among,
     Any,
@@ -15,6 +16,7 @@ from ansible.module_utils.sluice.core.conditions import (
     Not,
     leaves,
     parse,
+    shown,
 )
 from ansible.module_utils.sluice.core.errors import MappingError
 
@@ -102,3 +104,18 @@ def test_leaves_are_every_comparison() -> None:
         "here",
     )
     assert [leaf.column for leaf in leaves(condition)] == ["a", "b", "c", "c", "d"]
+
+
+def test_conditions_within_conditions_end_somewhere() -> None:
+    deep: object = {"column": "a", "equals": 1}
+    for _ in range(MAX_DEPTH):
+        deep = {"not": deep}
+    assert parse(deep, "here")
+    with pytest.raises(MappingError, match=f"more than {MAX_DEPTH} others within each other"):
+        parse({"not": deep}, "here")
+
+
+def test_a_value_that_python_does_not_write_is_shown_by_its_kind() -> None:
+    assert shown(10**5000) == "a int that nobody could read"
+    assert shown("x" * 300) == "'" + "x" * 199 + "..."
+    assert shown("x" * 198) == "'" + "x" * 198 + "'"

@@ -246,3 +246,34 @@ def test_a_change_made_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch:
     with pytest.raises(SluiceError, match="someone else"):
         DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r")
     assert path.read_text() == "A=2 by someone else\n"
+
+
+def test_what_is_written_is_read_again_whatever_else_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last word: a file in which our own key would be read differently is not written."""
+    monkeypatch.setattr(dotenv, "_check_kept", lambda *_: None)
+    with pytest.raises(SluiceError, match="a quote is opened and not closed, so that RQ_SHARE would be read"):
+        dotenv.merge("A='open\n", {"RQ_SHARE": "' #"})
+
+
+def test_a_key_that_was_assigned_twice_is_said_so_in_the_diff() -> None:
+    before, after = dotenv.masked_change("A=1\nA=2\n", "A=2\n", ["A", "B"])
+    assert before == "A=2\nA is assigned 2 times\n"
+    assert after == "A=2\n"
+
+
+def test_a_quote_that_would_take_our_line_in_is_refused() -> None:
+    with pytest.raises(SluiceError, match="a quote is opened and not closed, so that A would be read differently"):
+        dotenv.merge("A='open\n", {"RQ_SHARE": "' #"})
+
+
+def test_half_a_surrogate_pair_is_no_value() -> None:
+    with pytest.raises(SluiceError, match="RQ_SHARE has half a surrogate pair"):
+        dotenv.merge("", {"RQ_SHARE": "\ud800"})
+
+
+@pytest.mark.parametrize("first", ["A='x\\'", 'A="x\\"y"', "A='x\\' # note"])
+def test_a_backslash_before_a_quote_hides_no_line_that_follows(first: str) -> None:
+    """For a shell it escapes nothing between single quotes, and a double quote between double ones."""
+    text = f"{first}\nRQ_SHARE=0\n"
+    assert dotenv.read(text)["RQ_SHARE"] == "0"
+    assert dotenv.merge(text, {"RQ_SHARE": "50"}) == f"{first}\nRQ_SHARE=50\n"

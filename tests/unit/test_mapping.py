@@ -196,6 +196,12 @@ WRONG: list[tuple[Mapping[str, Any] | object, str, str]] = [
     (changed("target.extra", 1), "target", "unknown words: extra"),
     (changed("target.kind", "celery"), "target.kind", "'celery' is not known; use rq"),
     (changed("target.default_queue", DROP), "target", "needs 'queues' or 'default_queue'"),
+    (
+        {**LEAST, "target": {"queues": {"mail": "mail"}, "function": "mail.jobs.send"}},
+        "target",
+        "needs 'default_queue'",
+    ),
+    (changed("target.key_prefix", "rq*"), "target.key_prefix", "'rq*' cannot begin a key"),
     (changed("target.default_queue", "a queue"), "target.default_queue", "'a queue' is not a queue name"),
     (changed("target.queues", ["mail"]), "target.queues", "is missing or is not a table"),
     (changed("target.queues", {"high": ""}), "target.queues.high", "'' is not a queue name"),

@@ -6,7 +6,17 @@ import itertools
 
 import pytest
 from ansible.module_utils.sluice.core.errors import RunConflict
-from ansible.module_utils.sluice.core.phases import ENDED, FORWARD, TRANSITIONS, Phase, reached, require_transition
+from ansible.module_utils.sluice.core.phases import (
+    ENDED,
+    FORWARD,
+    GATE_LIFETIME,
+    TRANSITIONS,
+    Phase,
+    ended_by_rollback,
+    gates_before,
+    reached,
+    require_transition,
+)
 
 # Written out anew, so that the table cannot agree with itself.
 LEGAL = {
@@ -61,3 +71,46 @@ def test_a_forward_run_has_reached_what_lies_behind_it(current: Phase, wanted: P
 @pytest.mark.parametrize("wanted", FORWARD)
 def test_an_undone_run_has_reached_nothing(ended: Phase, wanted: Phase) -> None:
     assert not reached(ended, wanted)
+
+
+# Written out anew as well: what must have passed before a phase, by direction.
+GATES = {
+    ("forward", "prepared"): ("preflight", "accounts", "backups", "probe", "round trip", "baseline"),
+    ("forward", "hybrid"): ("route", "soak"),
+    ("forward", "routed"): ("workers", "route"),
+    ("forward", "fenced"): ("polling", "drain", "fence source"),
+    ("forward", "transferred"): ("transfer",),
+    ("forward", "verified"): ("balance", "durable"),
+    ("forward", "validated"): ("intake", "canaries", "latency", "user constraint", "observation"),
+    ("forward", "cleaned"): ("stability", "archive"),
+    ("back", "prepared"): ("evidence",),
+    ("back", "routed"): ("route",),
+    ("back", "fenced"): ("drain", "fence target"),
+    ("back", "transferred"): ("transfer",),
+    ("back", "verified"): ("balance",),
+    ("back", "validated"): ("intake", "canaries", "user constraint"),
+    ("back", "cleaned"): ("reconciled", "archive"),
+}
+# Hours for which a verdict counts; a quarter of an hour where nothing is said.
+LIFETIMES = {
+    **dict.fromkeys(("backups", "soak"), 24.0),
+    **dict.fromkeys(("preflight", "accounts", "probe", "round trip", "baseline", "drain", "evidence"), 4.0),
+    **dict.fromkeys(("canaries", "latency", "user constraint", "observation"), 0.5),
+}
+
+
+@pytest.mark.parametrize(("direction", "phase"), list(GATES))
+def test_the_gates_before_each_phase(direction: str, phase: str) -> None:
+    assert gates_before(direction, Phase(phase)) == GATES[direction, phase]
+
+
+def test_each_gate_has_its_lifetime_and_no_other() -> None:
+    gates = {name for names in GATES.values() for name in names}
+    assert {gate: seconds / 3600 for gate, seconds in GATE_LIFETIME.items()} == dict.fromkeys(gates, 0.25) | LIFETIMES
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("released", [True, False])
+def test_a_run_that_was_taken_back_has_aborted_only_if_nothing_moved(phase: Phase, released: bool) -> None:
+    moved = released or phase in (Phase.TRANSFERRED, Phase.VERIFIED, Phase.VALIDATED)
+    assert ended_by_rollback(phase, released=released) is (Phase.ROLLED_BACK if moved else Phase.ABORTED)

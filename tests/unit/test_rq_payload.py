@@ -240,7 +240,7 @@ def test_no_opcode_of_this_python_is_overlooked() -> None:
 
 
 def test_what_would_grow_beyond_all_bounds_is_refused_quickly() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     doubled: list[object] = []
     for _ in range(60):
         doubled = [doubled, doubled]
@@ -252,7 +252,7 @@ def test_what_would_grow_beyond_all_bounds_is_refused_quickly() -> None:
     )
     with pytest.raises(UnreadablePayload, match="beyond all bounds"):
         read_payload(raw + b"}h\x3bNs.", "pickle")
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 def test_depth_is_bounded_also_where_hashing_would_recurse() -> None:
@@ -506,9 +506,9 @@ def test_small_json_payloads_are_read_fast() -> None:
     data = deflated(JSONSerializer.dumps(("captions.jobs.run_caption", None, (str(uuid.UUID(int=7)),), {})))
     best = 1e9
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(4000):
             read_payload(data, "json")
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.process_time() - begun)
     print(f"{4000 / best:,.0f} payloads/s")
     assert 4000 / best > 40_000

@@ -10,7 +10,7 @@ import pytest
 from ansible.module_utils.sluice.adapters.memory import MemoryClock, MemoryLedger, MemorySource, MemoryTarget, Row
 from ansible.module_utils.sluice.core.errors import FenceOpen, GenerationMismatch, LeaseLost, RunConflict, StagesGone
 from ansible.module_utils.sluice.core.phases import Phase
-from ansible.module_utils.sluice.core.tasks import Claim, Home, Lease, Released, Staged, Task
+from ansible.module_utils.sluice.core.tasks import Claim, Home, Lease, Refused, Released, Staged, Task
 from ansible.module_utils.sluice.core.verdicts import Check, Gate, Verdict
 from ansible.module_utils.sluice.ports.ledger import Run
 from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer, abort
@@ -449,3 +449,143 @@ def test_another_run_cannot_move_over_this_target(world: World) -> None:
     with pytest.raises(GenerationMismatch):
         world.transfer().slice(other, 600)
     assert world.target.jobs == {}
+
+
+# -- what the target refuses, knows as over, or has from an earlier life of the task -----------------------------------
+
+
+class AnsweringTarget(TamperingTarget):
+    """Answers for some job ids as a table of RQ's past would: ended already, or not to be had there."""
+
+    ended: frozenset[str] = frozenset()
+    refusing: frozenset[str] = frozenset()
+
+    def stage(self, lease: Lease, tasks: Sequence[Task]) -> Staged:
+        settled = self.ended | self.refusing
+        staged = super().stage(lease, [task for task in tasks if task.job_id not in settled])
+        refused = [Refused(task.id, "the target has no word for it") for task in tasks if task.job_id in self.refusing]
+        over = [task.job_id for task in tasks if task.job_id in self.ended]
+        return replace(staged, over=over, refused=refused)
+
+
+def test_what_is_over_at_the_target_is_left_and_what_it_refuses_is_held(world: World) -> None:
+    ids = world.add(4)
+    target = AnsweringTarget(world.clock)
+    target.stamp(world.lease)
+    target.ended, target.refusing = frozenset({ids[0]}), frozenset({ids[1]})
+    world.target = target
+    moved = world.run()
+    assert (moved.moved, moved.held) == (2, 1)
+    assert world.held() == {ids[1]: "the target has no word for it"}
+    assert target.queued("normal") == ids[2:]
+    marks = {seen.id: str(seen.place) for seen in world.ledger.marks()}
+    assert marks == {ids[0]: "settled", ids[1]: "held", ids[2]: "moved", ids[3]: "moved"}
+    assert world.ledger.entries[ids[0]].reason == "ended, or at the target already"
+
+
+def queued_again(world: World, monkeypatch: pytest.MonkeyPatch, again: Sequence[str]) -> list[str]:
+    """Three tasks that were moved and are ready at the source once more; some of them by their users' wish."""
+    ids = world.add(3)
+    world.run()
+    for task_id in ids:
+        row = world.source.rows[task_id]
+        row.custody, row.token = "source", 0
+    world.restart()
+    monkeypatch.setattr(world.source, "renewed", lambda wanted: set(again) & set(wanted))
+    return ids
+
+
+def test_a_task_queued_again_whose_first_job_has_ended_is_moved_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = queued_again(world, monkeypatch, ["t0001", "t0002", "t0003"])
+    for task_id in ids:
+        world.target.jobs[task_id].status = Home.FAILED.value
+        world.target._contents.places[Home.QUEUED, "normal"].remove(task_id)
+    moved = world.run()
+    assert (moved.moved, moved.held) == (3, 0)
+    assert world.target.queued("normal") == ids
+    assert set(world.places().values()) == {"moved"}
+
+
+def test_a_task_queued_again_whose_first_job_still_waits_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = queued_again(world, monkeypatch, ["t0001", "t0002", "t0003"])
+    world.target.jobs[ids[0]].status = Home.CANCELLED.value
+    world.target._contents.places[Home.QUEUED, "normal"].remove(ids[0])
+    moved = world.run()
+    assert (moved.moved, moved.held) == (1, 2)
+    reason = "queued again, and the job it had before is still at the target"
+    assert world.held() == {ids[1]: reason, ids[2]: reason}
+    assert sorted(world.target.queued("normal")) == ids
+
+
+def test_one_that_nobody_queued_again_still_tells_of_a_restored_source(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = queued_again(world, monkeypatch, ["t0001", "t0002"])
+    with pytest.raises(RunConflict, match=r"1 tasks were activated .* \(first: t0003\): .*restored from a backup"):
+        world.run()
+    assert world.target.queued("normal") == ids
+
+
+def test_a_stage_that_is_lost_again_while_it_is_made_again_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of the batch is sound, so nothing is activated, and the next command finds the batch released."""
+    world.add(2)
+    tasks = world.source.claim(world.lease, 2).tasks
+    world.source.release(world.lease, tasks, ["d"] * 2, 1)
+    world.target.spoiled = frozenset(task.job_id for task in tasks)
+    world.restart()
+    assert world.run().reactivated == 0
+    assert world.target.queued("normal") == []
+    world.target.spoiled = frozenset()
+    world.target.jobs.clear()
+    world.restart()
+    assert world.run().reactivated == 2
+
+
+def test_a_batch_of_cancelled_tasks_alone_activates_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = world.add(2)
+    stage = world.target.stage
+
+    def cancelled_meanwhile(lease: Lease, tasks: Sequence[Task]) -> Staged:
+        for task_id in ids:
+            world.source.rows[task_id].status = "cancelled"
+        return stage(lease, tasks)
+
+    monkeypatch.setattr(world.target, "stage", cancelled_meanwhile)
+    activated: list[int] = []
+    monkeypatch.setattr(world.target, "activate", lambda _lease, _tasks, batch: activated.append(batch) or 0)
+    moved = world.run()
+    assert (moved.moved, moved.lost) == (0, 2)
+    assert activated == []
+    assert world.target.jobs == {}
+
+
+def test_abort_deletes_more_stages_than_one_call_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(2000)
+    world.target.stage(world.lease, world.source.claim(world.lease, 2000).tasks)
+    calls: list[int] = []
+    discard = world.target.discard
+
+    def counted(lease: Lease, job_ids: Sequence[str]) -> int:
+        calls.append(len(job_ids))
+        return discard(lease, job_ids)
+
+    monkeypatch.setattr(world.target, "discard", counted)
+    assert abort(world.source, world.target, world.lease) == (2000, 2000)
+    assert calls == [1000, 1000]
+    assert world.target.jobs == {}
+
+
+def test_abort_of_a_run_that_staged_nothing_deletes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(2)
+    monkeypatch.setattr(world.target, "discard", crash)
+    assert abort(world.source, world.target, world.lease) == (0, 0)
+
+
+def test_a_batch_of_which_nothing_can_go_is_held_and_counts_as_one(world: World) -> None:
+    ids = world.add(2, "unheard-of")
+    assert world.run() == Moved(held=2, batches=1, done=True)
+    assert set(world.held()) == set(ids)

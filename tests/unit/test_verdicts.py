@@ -56,3 +56,7 @@ def test_an_open_gate_and_one_without_checks_say_so() -> None:
     assert Gate("g", [Check("a", PASSED, "")]).explain() == "gate 'g' passed (1 checks)"
     assert Gate("g").explain() == "gate 'g' is unknown: nothing was checked"
     assert not Gate("g").open
+
+
+def test_the_words_are_those_of_the_ledger() -> None:
+    assert [verdict.value for verdict in Verdict] == ["passed", "failed", "unknown"]

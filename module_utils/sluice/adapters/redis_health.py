@@ -160,7 +160,7 @@ def _number(info: dict[str, Any], name: str) -> int | None:
 
 def _version(value: object) -> tuple[int, ...] | None:
     parts = str(value or "").split(".")
-    return tuple(int(part) for part in parts if part.isdigit()) or None
+    return tuple(int(part) for part in parts if part.isdecimal()) or None
 
 
 def _free_memory() -> int | None:
@@ -172,7 +172,7 @@ def _free_memory() -> int | None:
 
 def _overcommit() -> int | None:
     text = _system("/proc/sys/vm/overcommit_memory").strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _system(path: str) -> str:

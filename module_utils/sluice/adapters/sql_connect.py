@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -29,6 +30,9 @@ _DEADLOCKS_BORNE = 5
 _LOCK_WAIT_TIMEOUT = 1205
 #: A frozen mover's transactions are ended one behind the other: one may have waited for another's locks until then.
 _LOCK_WAITS_BORNE = 1
+
+#: The pool writes the traceback of a lost connection to stderr, unless somebody listens. Our own errors say it all.
+logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
 
 P = ParamSpec("P")
 R = TypeVar("R")

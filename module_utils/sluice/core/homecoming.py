@@ -129,7 +129,7 @@ def _by(policy: Policy) -> Decision:
             return Decision(Step.TAKE)
         case Policy.FAIL:
             return Decision(Step.FAIL, UNSURE)
-        case Policy.HOLD:
+        case _:
             return Decision(Step.HOLD, UNSURE)
 
 

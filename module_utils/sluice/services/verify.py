@@ -131,9 +131,8 @@ class Verification:
             else:
                 overflow += 1
         settled, faults = self._look_again(suspects)
-        for settled_entry in settled:
-            if settled_entry.term is not None:
-                counts[settled_entry.term] += 1
+        for term in settled:
+            counts[term] += 1
         balance = Balance(known, counts, len(faults) + overflow, tuple(faults[:_CAP]))
         return Verified(balance, len(suspects))
 
@@ -208,9 +207,9 @@ class Verification:
             marked = bool(self.target.marked([key])[0])
         return Evidence(key, place, pending == "pending", mark, homes, baseline, marked, task_id or key)
 
-    def _look_again(self, suspects: Sequence[Evidence]) -> tuple[list[Account], list[Account]]:
+    def _look_again(self, suspects: Sequence[Evidence]) -> tuple[list[Term], list[Account]]:
         """Up to three looks at each suspicious id; settled as soon as one look puts it in exactly one term."""
-        settled: list[Account] = []
+        settled: list[Term] = []
         faulty = [(seen, account(seen, self.rules)) for seen in suspects]
         for look in range(LOOKS):
             if not faulty:
@@ -227,7 +226,7 @@ class Verification:
                 if entry.term is None:
                     still.append((now, entry))
                 else:
-                    settled.append(entry)
+                    settled.append(entry.term)
             faulty = still
         return settled, [entry for _, entry in faulty]
 
