@@ -159,3 +159,11 @@ def test_a_jobs_status_tells_apart_what_a_kill_leaves_in_the_same_list(home: Hom
     else:
         # Registered as running, and never marked as begun: the worker died before its horse was there.
         assert found is (Home.ORPHAN if home is Home.STARTED else home)
+
+
+def test_the_words_of_the_policies_are_those_of_the_ledger() -> None:
+    assert [policy.value for policy in Policy] == ["hold", "requeue", "fail"]
+
+
+def test_a_task_is_neither_held_nor_still_to_be_enqueued_unless_that_is_said() -> None:
+    assert decide(Place.MOVED, Home.FAILED, policy=Policy.HOLD, witness=True).step is Step.FAIL

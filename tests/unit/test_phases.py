@@ -11,6 +11,7 @@ from ansible.module_utils.sluice.core.phases import (
     FORWARD,
     GATE_LIFETIME,
     TRANSITIONS,
+    Direction,
     Phase,
     ended_by_rollback,
     gates_before,
@@ -47,9 +48,10 @@ def test_a_legal_arrow_is_taken(current: str, wanted: str) -> None:
 def test_an_absent_arrow_is_refused_and_the_legal_ones_are_named(current: Phase, wanted: Phase) -> None:
     with pytest.raises(RunConflict) as caught:
         require_transition(current, wanted)
-    assert f"stands at '{current}' cannot go to '{wanted}'" in caught.value.what
-    named = {target for origin, target in LEGAL if origin == current} or {"nothing: the run has ended"}
-    assert all(word in caught.value.next_step for word in named)
+    assert caught.value.what == f"a run that stands at '{current}' cannot go to '{wanted}'."
+    assert caught.value.where == "ledger"
+    named = sorted(target for origin, target in LEGAL if origin == current) or ["nothing: the run has ended"]
+    assert caught.value.next_step == f"from '{current}' the legal phases are: {', '.join(named)}."
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -70,7 +72,7 @@ def test_a_forward_run_has_reached_what_lies_behind_it(current: Phase, wanted: P
 @pytest.mark.parametrize("ended", [Phase.ABORTED, Phase.ROLLED_BACK])
 @pytest.mark.parametrize("wanted", FORWARD)
 def test_an_undone_run_has_reached_nothing(ended: Phase, wanted: Phase) -> None:
-    assert not reached(ended, wanted)
+    assert reached(ended, wanted) is False
 
 
 # Written out anew as well: what must have passed before a phase, by direction.
@@ -114,3 +116,7 @@ def test_each_gate_has_its_lifetime_and_no_other() -> None:
 def test_a_run_that_was_taken_back_has_aborted_only_if_nothing_moved(phase: Phase, released: bool) -> None:
     moved = released or phase in (Phase.TRANSFERRED, Phase.VERIFIED, Phase.VALIDATED)
     assert ended_by_rollback(phase, released=released) is (Phase.ROLLED_BACK if moved else Phase.ABORTED)
+
+
+def test_the_words_of_the_directions_are_those_of_the_ledger() -> None:
+    assert [direction.value for direction in Direction] == ["forward", "back"]
