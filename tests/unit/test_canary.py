@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from ansible.module_utils.sluice.core.tasks import Place, Sighting
 from ansible.module_utils.sluice.core.verdicts import Verdict
-from ansible.module_utils.sluice.services.canary import one_active_per_user
+from ansible.module_utils.sluice.services.canary import most_for_both, one_active_per_user, submit_to_both
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Application:
     status: int = 201
     places: dict[str, Place] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
+    of: dict[int, str] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -44,6 +47,7 @@ class Application:
             task_id = str(next(self.numbers))
             ended = user < self.fast
             self.active[user] = 0 if ended else 1
+            self.of[user] = task_id
             self.places[task_id] = Place.FINISHED if ended else Place.MOVED
             return Answer(201, task_id)
 
@@ -78,3 +82,42 @@ def test_an_application_that_refuses_both_fails_and_one_that_does_not_answer_is_
     refusing, silent = Application(status=503), Application(status=0)
     assert one_active_per_user(refusing, refusing, 0).verdict is Verdict.FAILED
     assert one_active_per_user(silent, silent, 0).verdict is Verdict.UNKNOWN
+
+
+def sides_at(share: int, application: Application) -> Callable[[Sequence[str]], dict[str, int]]:
+    """Each task's side by a bucket of its user, as an application with sticky users has it."""
+
+    def sides(ids: Sequence[str]) -> dict[str, int]:
+        users = {task_id: user for user, task_id in application.of.items()}
+        target = sum(zlib.crc32(str(users[task_id]).encode()) % 100 < share for task_id in ids)
+        return {"target": target, "source": len(ids) - target}
+
+    return sides
+
+
+@pytest.mark.parametrize("share", [1, 5, 25, 75, 99])
+def test_canaries_go_on_until_both_sides_have_some(share: int) -> None:
+    """Twenty alone miss the side of 5 % every third time: a soak must not fail by chance."""
+    for first in range(900_000_000, 900_000_000 + 50 * 2000, 2000):
+        application = Application()
+        sides = sides_at(share, application)
+        accepted, refused = submit_to_both(application, first, 20, [], share, sides)
+        assert min(sides([answer.task_id for answer in accepted]).values()) > 0
+        assert refused == []
+
+
+def test_a_side_that_gets_none_ends_it() -> None:
+    application = Application()
+    accepted, _ = submit_to_both(application, 0, 20, [], 50, lambda ids: {"source": len(ids), "target": 0})
+    assert most_for_both(50) == 20 <= len(accepted) < 60
+
+
+@pytest.mark.parametrize("share", [0, 100])
+def test_one_side_alone_needs_no_more(share: int) -> None:
+    accepted, _ = submit_to_both(Application(), 0, 20, [], share, lambda ids: {"target": len(ids)})
+    assert len(accepted) == 20
+
+
+def test_an_application_that_refuses_is_not_asked_on_and_on() -> None:
+    accepted, refused = submit_to_both(Application(status=503), 0, 20, [], 1, lambda ids: {"source": len(ids)})
+    assert (accepted, len(refused)) == ([], 20)

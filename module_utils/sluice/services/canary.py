@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,8 @@ from ..ports.surroundings import Clock
 #: Users who may try twice before nobody knows whether the constraint holds.
 PAIRS = 10
 _ENDED = (Place.FINISHED, Place.FAILED, Place.CANCELLED)
+#: How likely canaries may by chance alone all go to one side of a share.
+_CHANCE = 1e-6
 
 
 #: Seconds for which the canary of the user constraint waits before it may run.
@@ -102,6 +105,37 @@ def submit(
             accepted.append(answer)
         else:
             refused.append(f"user {first_user + number}: {answer.status or 'no answer'} {answer.detail}".strip())
+    return accepted, refused
+
+
+def most_for_both(share: float) -> int:
+    """How many canaries must all go to one side until that is no chance, with ``share`` percent of users at the target.
+
+    0 where one side is to get all of them.
+    """
+    rarer = min(share, 100 - share) / 100
+    return math.ceil(math.log(_CHANCE) / math.log(1 - rarer)) if rarer > 0 else 0
+
+
+def submit_to_both(
+    application: Application,
+    first_user: int,
+    count: int,
+    priorities: Sequence[str],
+    share: float,
+    sides: Callable[[Sequence[str]], Mapping[str, int]],
+) -> tuple[list[Answer], list[str]]:
+    """:func:`submit`, and more while a side of the share has none by ``sides``, as long as that may be chance.
+
+    A refusal ends it: what is refused says nothing of the sides.
+    """
+    accepted, refused = submit(application, first_user, count, priorities)
+    while not refused and len(accepted) < most_for_both(share):
+        where = sides([answer.task_id for answer in accepted])
+        if where.get("source") and where.get("target"):
+            break
+        more, refused = submit(application, first_user + len(accepted), count, priorities)
+        accepted += more
     return accepted, refused
 
 

@@ -81,7 +81,9 @@ def soak(given: Given) -> Result:
     cursor: dict[str, Any] = dict(params["cursor"])
     now = time.time()
     if not cursor:
-        answers, refused = canaries.submit(application, first, max(20, params["sample_min"]), form.priorities)
+        answers, refused = canaries.submit_to_both(
+            application, first, max(20, params["sample_min"]), form.priorities, params["share"], system.target.sides
+        )
         cursor = {
             "until": now + params["seconds"], "ids": [a.task_id for a in answers], "refused": refused,
             "times": [a.seconds for a in answers], "begun": now, "sides": system.source.by_side(),
