@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from hosts.machine import Machine
 from lab.images import IMAGES
 from oracle import backlog
 from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
+from oracle.patience import PATIENCE_SECONDS, until
 
 APPLICATION = ("app1", "app2")
 LEGACY = "captions-legacy@1.service"
@@ -98,12 +98,9 @@ class Site(Looks):
         """Run a playbook to its end."""
         return self.start(name, *arguments, inventory=inventory, **variables).wait()
 
-    def until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Poll a condition; AssertionError when it does not hold in time."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} not within {seconds:g} s"
-            time.sleep(0.2)
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Poll a condition; AssertionError when it never holds."""
+        until(condition, what, every=0.2)
 
     # --- looks ---------------------------------------------------------------------------------------------------
 
@@ -174,8 +171,8 @@ class Site(Looks):
 
     # --- the judge -----------------------------------------------------------------------------------------------
 
-    def verdict(self, allowed: Allowances | None = None, seconds: float = 90.0) -> Verdict:
-        """The independent judgement, when every task has ended or ``seconds`` have passed."""
+    def verdict(self, allowed: Allowances | None = None) -> Verdict:
+        """The independent judgement, when every task has ended or patience has."""
         users = sorted((self.layout.root("ops") / "var/lib/users").glob("*.jsonl"))
         evidence = Evidence(
             tuple(users),
@@ -184,9 +181,9 @@ class Site(Looks):
             seeded=(self.seeded,),
             redis_url=self.redis_url,
         )
-        return look_until_settled(evidence, allowed or Allowances(canary_users=CANARY_USERS), seconds)
+        return look_until_settled(evidence, allowed or Allowances(canary_users=CANARY_USERS), PATIENCE_SECONDS)
 
-    def clean(self, allowed: Allowances | None = None, seconds: float = 90.0) -> None:
+    def clean(self, allowed: Allowances | None = None) -> None:
         """AssertionError with the judge's table unless nothing was lost, doubled or left."""
-        verdict = self.verdict(allowed, seconds)
+        verdict = self.verdict(allowed)
         assert verdict.clean, verdict.table()

@@ -11,7 +11,7 @@ from faults.playbook_lab import Outcome
 from hosts.group import INVENTORY
 from hosts.site import APPLICATION, LEGACY, RQ, Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 TASK = "Move the tasks, batch by batch"
 
@@ -87,7 +87,7 @@ def test_one_failed_host_of_two(site: Site) -> None:
 def test_a_second_operator(site: Site) -> None:
     site.seed(200, delayed_share=1.0, delay=240, first=20_000_000)  # what there was has been worked off meanwhile
     first = site.start("migrate", queue_transfer_rate=4, queue_run_operator="first")
-    site.until(lambda: site.moved_of_users > 5, 300, "the transfer")
+    site.until(lambda: site.moved_of_users > 5, "the transfer")
     second = site.run("migrate", queue_run_operator="second").refused()
     assert "first" in second.output or "lease" in second.output, second.output
     first.wait().done()
@@ -96,4 +96,4 @@ def test_a_second_operator(site: Site) -> None:
 
 def test_nothing_was_lost_doubled_or_left(site: Site) -> None:
     site.stop_users()
-    site.clean(seconds=300)  # until the last delayed task
+    site.clean()  # until the last delayed task

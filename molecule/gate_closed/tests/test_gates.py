@@ -9,7 +9,7 @@ import pytest
 
 from hosts.site import APPLICATION, LEGACY, RQ, Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 RUN_DIR = f"/run/systemd/system/{RQ}.d"
 

@@ -6,7 +6,7 @@ import pytest
 
 from hosts.site import APPLICATION, LEGACY, RQ, Site
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_both_sides_finish_tasks(site: Site) -> None:
     def sides() -> set[str]:
         return {line["side"] for name in APPLICATION for line in site.effects(name) if line["event"] == "end"}
 
-    site.until(lambda: sides() == {"db", "rq"}, 60, "an effect of each side")
+    site.until(lambda: sides() == {"db", "rq"}, "an effect of each side")
 
 
 def test_nothing_was_lost_doubled_or_left(site: Site) -> None:

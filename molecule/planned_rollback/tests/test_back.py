@@ -6,7 +6,7 @@ import pytest
 
 from hosts.site import APPLICATION, LEGACY, RQ, WEB, Site
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_the_old_workers_have_the_work(site: Site, name: str) -> None:
     assert not host.service(RQ).is_running
     assert host.service(RQ).is_masked
     done = len(site.effects(name))
-    site.until(lambda: len(site.effects(name)) > done, 60, f"work on {name}")
+    site.until(lambda: len(site.effects(name)) > done, f"work on {name}")
     assert site.effects(name)[-1]["side"] == "db"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hosts.site import APPLICATION, LEGACY, RQ, Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_the_control_host_loses_its_power_in_the_middle_of_the_transfer(site: Si
     site.stop_users()  # they live on that host
     site.seed(100, delayed_share=1.0, delay=240, first=20_000_000)
     run = site.start("migrate", queue_transfer_rate=5)
-    site.until(lambda: site.moved_of_users > 5, 300, "the transfer")
+    site.until(lambda: site.moved_of_users > 5, "the transfer")
     site.machine("ops").kill()
     run.wait().refused("ops", "unreachable")
     assert site.phase == "fenced"
@@ -37,4 +37,4 @@ def test_the_same_command_goes_on_when_it_is_back(site: Site) -> None:
 
 
 def test_nothing_was_lost_or_doubled(site: Site) -> None:
-    site.clean(seconds=300)  # until the last delayed task
+    site.clean()  # until the last delayed task
