@@ -303,7 +303,7 @@ def test_a_damaged_archive_is_refused(scene: Scene, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=said):
             scene.archive.reread(rewritten(path, changed))
     for number, damage in enumerate(
-        (whole[:-40], whole[: len(whole) // 2], b"", b"no gzip", whole[:900] + b"\x00" + whole[901:])
+        (whole[:-40], whole[: len(whole) // 2], b"", b"no gzip", whole[:900] + bytes([whole[900] ^ 0xFF]) + whole[901:])
     ):
         broken = tmp_path / f"broken{number}.gz"
         broken.write_bytes(damage)
