@@ -33,10 +33,11 @@ TASKS = int(os.environ.get("SLUICE_LIVE_TASKS", "20000" if FULL else "2000"))
 SUBMITTED = TASKS // 5
 POLLED = TASKS // 20
 #: Tasks a second: the transfer lasts about this long, so that everything else happens during it.
-TRANSFER_SECONDS = max(6.0, TASKS / 1000)
+TRANSFER_SECONDS = max(12.0, TASKS / 500)
 POLLERS = 2
-#: What a polled task takes, so that the pollers' share lasts a third of the transfer and many batches pass beside it.
-POLLED_WORK_MS = round(1000 * POLLERS * TRANSFER_SECONDS / 3 / POLLED)
+#: What a polled task takes: the pollers' share lasts a sixth of the transfer, so that many batches pass beside it, and
+#: that on a slow machine too the pollers have it before the mover has moved everything.
+POLLED_WORK_MS = round(1000 * POLLERS * TRANSFER_SECONDS / 6 / POLLED)
 WEIGHTS = (1, 2, 6, 1)
 CANCEL_SHARE = 0.05
 #: Which submissions, by their number, are made under which share for RQ; the later ones wait until it is set.
