@@ -2,8 +2,8 @@
 
 One lab and one run serve all arrows, so that a case takes seconds: the first carries the run to its end with
 ``playbooks/migrate.yml``, and the tasks that come to the source afterwards reopen its transfer. With
-SLUICE_TEST_FULL=1 (scripts/test --all) there is a case for every arrow, each given with that playbook; else there are
-some, and all but the first run its roles that take the lease, transfer, and give the lease up.
+SLUICE_TEST_FULL=1 (scripts/test --all) every case is given with that playbook; else all but the first run its roles
+that take the lease, transfer, and give the lease up.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ ARROWS = [
     ],
     "commit:before",
 ]
-#: What differs for a module that is left alone; its own kill has all of them in test_kill_arrows.py.
-CHOSEN = ARROWS if FULL else ["claim:before", "claim:after", "stage:after", "release:after", "commit:before"]
 SIZE = {"queue_transfer_batch": BATCH, "queue_transfer_rate": 0}
 
 
@@ -65,7 +63,7 @@ def frozen_orphan(lab: PlaybookLab, playbook: str, arrow: str) -> Iterator[int]:
         end_family(module)
 
 
-@pytest.mark.parametrize("arrow", CHOSEN)
+@pytest.mark.parametrize("arrow", ARROWS)
 def test_the_same_command_finishes_and_the_orphan_writes_nothing(lab: PlaybookLab, arrow: str) -> None:
     whole = FULL or lab.phase == "none"
     playbook = "migrate" if whole else transfer_alone(lab)
