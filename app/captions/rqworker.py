@@ -17,6 +17,10 @@ from captions import task_types
 from captions.settings import load_or_exit
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+# How often a worker looks for jobs whose worker died. RQ's own ten minutes are long for whoever waits for a task.
+_MAINTENANCE_SECONDS = 60
+# An idle worker looks when its wait for a job ends, 15 s before its life sign would lapse.
+_LIFE_SIGN_SECONDS = _MAINTENANCE_SECONDS + 15
 
 
 def end_with_parent(parent: int) -> None:
@@ -55,6 +59,8 @@ def main() -> None:
         connection=Redis.from_url(settings.rq_worker_redis_url),
         serializer=JSONSerializer,
         exception_handlers=[park_unreadable],
+        maintenance_interval=_MAINTENANCE_SECONDS,
+        worker_ttl=_LIFE_SIGN_SECONDS,
     )
     worker.work(burst=arguments.burst, with_scheduler=True, logging_level="INFO")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from lab.__main__ import Lab
 from lab.images import BROKEN
@@ -23,8 +24,6 @@ from lab.state import State, read_state
 from lab.stores import PrivateMariaDB
 from lab.supervision import Supervisor, leftovers
 from oracle.patience import until
-
-pytestmark = pytest.mark.timeout(120)
 
 
 class Running:
@@ -316,6 +315,20 @@ def test_redis_killed_under_load_loses_and_doubles_nothing(on_rq: Running, share
     for task_id in accepted:
         assert sorted(on_rq.effects(task_id).values()) == [1, 1]
     on_rq.admin("route", {"share": 100})
+
+
+def test_a_job_that_a_worker_died_with_is_taken_up_again(on_rq: Running) -> None:
+    on_rq.supervisor.stop_group("rqworkers")
+    task_id = on_rq.submit(priority="low")
+    with Redis(port=on_rq.state.redis_port, password=on_rq.state.redis_password) as redis:
+        # As it is when worker and horse end between the pop and the claim; the last heartbeat is good for 20 s yet.
+        assert redis.lrem("captions-rq:queue:low", 1, task_id) == 1
+        redis.hset(f"captions-rq:job:{task_id}", "status", "started")
+        redis.zadd("captions-rq:wip:low", {f"{task_id}:{'0' * 32}": time.time() + 20})
+        on_rq.supervisor.start_group("rqworkers")
+        (task,) = on_rq.finished(task_id)
+    assert (task["status"], task["attempts"]) == ("completed", 1)
+    assert sorted(on_rq.effects(task_id).values()) == [1, 1]
 
 
 def test_the_guard_turns_away_a_job_whose_task_was_cancelled_or_taken_back(on_rq: Running) -> None:

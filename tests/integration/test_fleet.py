@@ -79,6 +79,16 @@ def test_a_batch_that_does_not_get_well_is_the_last_one() -> None:
         assert fleet.by_host()["app006"][TOLD] == 1
 
 
+def test_a_slow_first_batch_still_goes_first() -> None:
+    with fleet_of(4) as fleet:
+        slow = "{{ lookup('ansible.builtin.pipe', 'sleep 1; echo 2') }}"
+        for name in fleet.names:
+            fleet.variables(name, queue_reload_batch=slow if name in ("app001", "app002") else "2")
+        outcome = fleet.play(TURNS, forks=4, **ONE_ANSWER)
+        assert outcome.status == 0, outcome.output
+        assert turns(fleet.names, fleet.calls()) == [{"app001", "app002"}, {"app003", "app004"}]
+
+
 def test_a_host_that_cannot_be_reached_stops_the_others_before_anything_is_changed() -> None:
     with fleet_of(3) as fleet:
         before = {name: (fleet.of(name) / "app.env").read_bytes() for name in fleet.names}

@@ -85,14 +85,12 @@ def workers(directory: Path) -> Iterator[SupervisordWorkers]:
     )
     eventually((directory / "s.sock").exists)
     yield SupervisordWorkers(str(directory / "s.sock"), "app1")
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        adapter = SupervisordWorkers(str(directory / "s.sock"), "app1")
+    if process.poll() is None:
+        # Two ignore SIGTERM, and supervisord waits a minute for each of them.
         for group in ("legacy", "impatient"):
-            adapter.kill(group)
-        process.wait(20)
+            SupervisordWorkers(str(directory / "s.sock"), "app1").kill(group)
+        process.terminate()
+    process.wait(120)
 
 
 def test_a_drain_tells_those_who_ended_from_those_it_killed(workers: SupervisordWorkers, directory: Path) -> None:
