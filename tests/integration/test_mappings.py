@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from ansible.module_utils.sluice.adapters.sql_table import SqlTable
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core import mapping as mappings
 from ansible.module_utils.sluice.core.errors import MappingError
-from ansible.module_utils.sluice.core.tasks import Home, Place
+from ansible.module_utils.sluice.core.tasks import LONGEST_ID, Home, Place, job_id_for
 from ansible.module_utils.sluice.core.verdicts import Check, Gate
 from ansible.module_utils.sluice.services.transfer import Moved, Pace, Transfer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as HPhase
+from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import NoPermissionError
 from rq import Queue, SimpleWorker
@@ -967,3 +971,128 @@ def test_the_rights_on_the_page_suffice_for_plan_and_transfer(
 def test_a_claimers_order_is_part_of_the_mapping() -> None:
     claimers = mappings.parse(words_of(VEDFOLNIR)).source.claimers
     assert [[step.column for step in claimer.order] for claimer in claimers] == [["created_at"], ["created_at"], []]
+
+
+# -- rows that nobody meant -----------------------------------------------------------------------------------------
+
+_BYTES = st.one_of(
+    st.binary(max_size=300),
+    st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.sampled_from(
+        [b"", b"\0", b"\xff" * 3000, b"{" * 20_000, b"\x80\x04cos\nsystem\n", PAYLOAD.encode(), b"x" * 700_000]
+    ),
+)
+_IDS = st.one_of(
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=190).map(str.rstrip),
+    st.sampled_from(["", "0", "-1", "a b", "a\nb", "é", "e\u0301", "$now", "../x", "1:2", "%s", "a" * 190, "\u202e"]),
+)
+_NUMBERS = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, 1, 2**31, 2**32, 253402300800]))
+_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": _IDS,
+            "queue": st.one_of(st.none(), st.sampled_from(["high", "default", "low"]), _IDS),
+            "payload": st.one_of(st.none(), _BYTES),
+            "attempts": _NUMBERS,
+            "reserved_at": st.one_of(st.none(), _NUMBERS),
+            "available_at": _NUMBERS,
+            "created_at": _NUMBERS,
+        }
+    ),
+    unique_by=lambda row: row["id"],
+    min_size=15,
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize(("id_", "said"), [("a" * (LONGEST_ID + 1), "191 characters"), ("b ", "the last one a space")])
+def test_an_id_that_the_ledger_cannot_keep_is_refused_before_anything_moves(
+    opened: Open, engine: sa.Engine, id_: str, said: str
+) -> None:
+    create(engine, "jobs.sql")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs MODIFY id VARCHAR(255) NOT NULL")
+    common = {"queue": "high", "payload": "x", "attempts": 0, "available_at": 1, "created_at": 1}
+    insert(engine, "jobs", [{"id": "c", **common}])
+    ends = opened(LARAVEL)
+    assert refusals(ends.source) == ""
+    insert(engine, "jobs", [{"id": id_, **common}])
+    assert said in refusals(ends.source)
+
+
+def test_a_number_that_is_no_moment_stops_no_other_row(opened: Open, engine: sa.Engine) -> None:
+    create(engine, "jobs.sql")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs MODIFY available_at BIGINT NOT NULL, MODIFY created_at BIGINT")
+    common = {"queue": "high", "payload": "x", "attempts": 0}
+    times = {1: (1, 2**63 - 1), 2: (-(2**63), -(2**63)), 3: (2**63 - 1, None), 4: (253402300800, 1)}
+    rows = [{"id": n, "available_at": due, "created_at": made, **common} for n, (due, made) in times.items()]
+    insert(engine, "jobs", rows)
+    ends = opened(LARAVEL)
+    assert transfer(ends).moved == 4
+    assert queued(ends, "laravel-high") == ["1", "2"]
+    assert scheduled(ends, "laravel-high") == {"3": 253402300799, "4": 253402300799}
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_row_of_any_content_is_moved_whole_or_stays_and_says_why(
+    opened: Open, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, redis_server: PrivateRedis, serializer: str
+) -> None:
+    create(engine, "jobs.sql")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "ALTER TABLE jobs MODIFY id VARCHAR(191) COLLATE utf8mb4_nopad_bin NOT NULL, MODIFY payload LONGBLOB NULL,"
+            " MODIFY queue VARCHAR(255) NULL, MODIFY attempts BIGINT NULL, MODIFY reserved_at BIGINT NULL,"
+            " MODIFY available_at BIGINT NULL, MODIFY created_at BIGINT NULL"
+        )
+    words = words_of(LARAVEL)
+    words["target"]["serializer"] = serializer
+    met: Counter[str] = Counter()
+
+    @settings(
+        derandomize=True,
+        deadline=None,
+        max_examples=10,
+        phases=[HPhase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(rows=_ROWS)
+    def any_rows(rows: list[dict[str, Any]]) -> None:
+        columns = list(rows[0])
+        with engine.begin() as connection:
+            for table in [
+                "jobs",
+                *(name for name in sa.inspect(connection).get_table_names() if name[:7] == "sluice_"),
+            ]:
+                connection.exec_driver_sql(f"{'DELETE FROM' if table == 'jobs' else 'DROP TABLE'} {table}")
+            connection.execute(
+                sa.text(
+                    f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"
+                ),
+                rows,
+            )
+        redis_server.client().flushall()
+        ends = opened(words)
+        assert refusals(ends.source) == ""
+        before = snapshot(engine, "jobs")
+        expected = {id_: place for place, ids in places(ends).items() for id_ in ids}
+        transfer(ends)
+        moved = {mark.id for mark in ends.ledger.marks() if mark.place == "moved"}
+        held = {mark.id: mark.where for mark in ends.ledger.held()}
+        assert snapshot(engine, "jobs") == before
+        assert all(held.values())
+        assert not moved & held.keys()
+        for id_, place in expected.items():
+            assert (id_ in moved or id_ in held) == (place in ("ready", "delayed")), (id_, place)
+        for row in rows:
+            if row["id"] in moved:
+                job = Job.fetch(job_id_for("laravel", row["id"]), ends.target.client, serializer=ends.target.serializer)
+                payload = row["payload"]
+                found = job.args[1].encode() if isinstance(job.args[1], str) else job.args[1]
+                assert (job.args[0], found) == (row["id"], payload)
+        assert transfer(ends).moved == 0
+        met.update(moved=len(moved), held=len(held))
+
+    any_rows()
+    assert met["moved"] > 20
+    assert met["held"] or serializer == "pickle", "bytes that are no text are held by JSON"

@@ -22,6 +22,9 @@ _NOW = {
     "epoch": "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000)",
 }
 
+#: The first and the last whole second of the years 1 to 9999, which every store and language here can write.
+_FIRST, _LAST = "-62135596800", "253402300799"
+
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn:
@@ -155,7 +158,9 @@ class Compiler:
             return sa.case(
                 (known, sa.cast(sa.func.unix_timestamp(column) * 1_000_000, sa.BigInteger)), else_=wall - offset
             )
-        return sa.cast(column * 1_000_000, sa.BigInteger)
+        # One number that is no moment must not stop all others: it becomes the first or the last there is.
+        within = sa.func.least(sa.func.greatest(column, sa.literal_column(_FIRST)), sa.literal_column(_LAST))
+        return sa.cast(within * 1_000_000, sa.BigInteger)
 
     def compile(self, condition: Condition) -> Clause:
         """A condition as a clause that is true or false, never NULL."""

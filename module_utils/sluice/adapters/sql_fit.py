@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 from ..core.conditions import Among, Compare, Due, IsNull, Like, leaves
 from ..core.errors import MappingError
 from ..core.mapping import Assignment, Order, TaskMapping
-from ..core.tasks import Place
+from ..core.tasks import LONGEST_ID, Place
 from ..core.verdicts import Check
 from .sql_conditions import Compiler, LiveTable, read_table
 from .sql_connect import reading
@@ -56,7 +56,29 @@ class SchemaFit:
                 "name the primary key as source.columns.id.",
             ),
         ]
+        identity = live.columns.get(self.source.columns.id)
+        if identity is not None and identity.family == "text":
+            checks.append(self._nameable())
         return checks
+
+    def _nameable(self) -> Check:
+        """Whether the ledger can tell every id from every other: by so many characters, a space at the end is none."""
+        identity: sa.ColumnClause[str] = sa.column(self.source.columns.id)
+        ends_in_space = sa.func.right(identity, 1) == " "
+        query = sa.select(identity).select_from(sa.table(self.source.table))
+        with reading(self.engine) as connection:
+            found = connection.execute(
+                query.where(sa.or_(sa.func.char_length(identity) > LONGEST_ID, ends_in_space)).limit(1)
+            ).scalar_one_or_none()
+        return Check.of(
+            "ids can be kept",
+            found is None,
+            f"none is longer than {LONGEST_ID} characters or ends in a space"
+            if found is None
+            else f"the id {str(found)[:40]!r} of '{self.source.table}' has {len(str(found))} characters"
+            + (", the last one a space" if str(found).endswith(" ") else ""),
+            "end that task, or give it another id, before the change window.",
+        )
 
     def _misfits(self, live: LiveTable) -> Iterator[str]:
         """What the mapping names and the table does not have, one sentence each."""
