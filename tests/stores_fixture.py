@@ -57,7 +57,7 @@ def _offset() -> int:
 def database_url(mariadb: PrivateMariaDB) -> Iterator[str]:
     """The URL of an empty database with the tables of captions."""
     name = f"t{next(_names)}"
-    root = sa.create_engine(mariadb.root_url("mysql"))
+    root = sa.create_engine(mariadb.root_url("mysql"), pool_pre_ping=True)
     with root.begin() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine = sql_connect.connect(mariadb.root_url(name))

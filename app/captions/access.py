@@ -1,16 +1,27 @@
-"""Who may do what: bearer tokens with roles. ``view`` reads, ``operate`` acts on tasks and queues, ``admin`` is all."""
+"""Who may do what: bearer tokens with roles. ``view`` reads, ``operate`` acts on tasks and queues, ``admin`` is all.
+
+Users are known to whoever stands before the application, which may name them in a header of each request.
+"""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Response, jsonify, request
 
 ROLES = ("view", "operate", "admin")
+_MOST_DIGITS = 10
 _ROLE_OF = {"VIEW_TOKEN": "view", "OPERATE_TOKEN": "operate", "ADMIN_TOKEN": "admin"}
+
+
+class Headers(Protocol):
+    """The headers of a request, whatever library read them."""
+
+    def get(self, key: str, default: str, /) -> str: ...
+
 
 Answer = tuple[Response, int]
 View = Callable[..., Answer]
@@ -24,6 +35,23 @@ def role_of(tokens: Mapping[str, str], header: str) -> str | None:
         if hmac.compare_digest(header.encode(), f"Bearer {token}".encode())
     ]
     return roles[0] if roles else None
+
+
+class NoUser(Exception):
+    """The request does not say whose it is, and must."""
+
+
+def user_of(headers: Headers, name: str | None) -> int | None:
+    """The user whom the header ``name`` holds; None when there is no such header here (``name`` is None).
+
+    :raises NoUser: it holds none
+    """
+    if name is None:
+        return None
+    value = headers.get(name, "")
+    if not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
+        raise NoUser(f"the header {name} must hold the user's number")
+    return int(value)
 
 
 def guard(tokens: Mapping[str, str]) -> Callable[[str], Callable[[View], View]]:

@@ -28,7 +28,7 @@ KEYS = frozenset(
     | {"RQ_ENABLED", "RQ_KEY_PREFIX", "DATABASE_POLLING_ENABLED", "EFFECTS_FILE", "IMAGES_DIR", "WORK_MS"}
     | {"LEGACY_KIND", "POLL_INTERVAL_MS", "LEASE_SECONDS", "INTAKE_MAX_PAUSE_SECONDS", *TOKENS}
     | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES", "METRICS_DIR", "RQ_WORKERS"}
-    | {"RQ_WORKER_MEMORY_MB"}
+    | {"RQ_WORKER_MEMORY_MB", "USER_HEADER"}
 )
 
 _SHORTEST_TOKEN = 32
@@ -88,6 +88,7 @@ class Settings:
     metrics_dir: Path | None
     rq_workers: str
     rq_worker_memory_mb: int
+    user_header: str | None
 
     @property
     def rq_usable(self) -> bool:
@@ -226,6 +227,7 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
         metrics_dir=Path(values["METRICS_DIR"]) if values.get("METRICS_DIR") else None,
         rq_workers=values.get("RQ_WORKERS", ""),
         rq_worker_memory_mb=number("RQ_WORKER_MEMORY_MB", 500, least=50),
+        user_header=values.get("USER_HEADER") or None,
         task_modules=tuple(name for part in values.get("TASK_MODULES", "").split(",") if (name := part.strip())),
     )
     for contradiction in _contradictions(settings):

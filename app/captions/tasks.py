@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -22,6 +22,9 @@ Custody = Literal["db", "rq"]
 _DUPLICATE_KEY = 1062
 _ERROR_LENGTH = 1000
 _NOTE_LENGTH = 200
+_READ_AT_ONCE = 1000
+#: What a task can have become; of these only a failed or cancelled one can be retried.
+ENDED = frozenset({"completed", "failed", "cancelled"})
 _CLAIMED = (
     "id, kind, payload, image_path, attempts, max_attempts, priority,"
     " TIMESTAMPDIFF(MICROSECOND, GREATEST(created_at, available_at), UTC_TIMESTAMP(6)) / 1000000 AS waited"
@@ -171,6 +174,32 @@ def read_task(engine: Engine, task_id: str) -> dict[str, Any]:
     if row is None:
         raise TaskNotFound(task_id)
     return plain(dict(row)) | {"owner": row["custody"]}
+
+
+def check_owner(engine: Engine, task_id: str, user: int | None) -> None:
+    """TaskNotFound when there is no such task, or it is another user's; None stands for anybody."""
+    with engine.connect() as connection:
+        owner = connection.execute(
+            text("SELECT user_id FROM caption_tasks WHERE id = :id"), {"id": task_id}
+        ).scalar_one_or_none()
+    if owner is None or user not in (None, owner):
+        raise TaskNotFound(task_id)
+
+
+def read_progress(engine: Engine, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What users watch of those tasks that are there, by id."""
+    found: dict[str, dict[str, Any]] = {}
+    with engine.connect() as connection:
+        for start in range(0, len(task_ids), _READ_AT_ONCE):
+            rows = connection.execute(
+                text(
+                    "SELECT id, status, custody AS owner, attempts, progress, progress_note, caption, error"
+                    " FROM caption_tasks WHERE id IN :ids"
+                ).bindparams(bindparam("ids", expanding=True)),
+                {"ids": task_ids[start : start + _READ_AT_ONCE]},
+            ).mappings()
+            found |= {row["id"]: dict(row) for row in rows}
+    return found
 
 
 def listing(

@@ -19,8 +19,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from captions import admin, control, fields, metrics, task_types, tasks
+from captions.access import NoUser, guard, user_of
 from captions.access import error as error_answer
-from captions.access import guard
 from captions.database import error_code, in_transaction, make_engine
 from captions.health import RedisHealth
 from captions.outbox import RQPlacer, Sweeper, place_row
@@ -70,6 +70,12 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         with engine.connect() as connection:
             return control.read_control(connection)
 
+    def own(task_id: str) -> None:
+        """TaskNotFound for a task of somebody else, where requests say whose they are."""
+        user = user_of(request.headers, settings.user_header)
+        if user is not None:
+            tasks.check_owner(engine, task_id, user)
+
     # --- tasks -------------------------------------------------------------------------------------------------
 
     @app.post("/tasks")
@@ -83,7 +89,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         task_id, custody = tasks.submit(
             engine,
             rq_usable=settings.rq_usable,
-            user_id=fields.integer(body, "user_id", 1, _LARGEST_USER_ID),
+            user_id=_user(body, user_of(request.headers, settings.user_header)),
             image=_image(body, settings.images_dir) if kind.name == "caption" else "",
             priority=queue,
             delay_seconds=_delay(body),
@@ -97,15 +103,18 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
 
     @app.get("/tasks/<task_id>")
     def show(task_id: str) -> tuple[Response, int]:
+        own(task_id)
         return jsonify(tasks.read_task(engine, task_id)), 200
 
     @app.post("/tasks/<task_id>/cancel")
     def cancel(task_id: str) -> tuple[Response, int]:
+        own(task_id)
         tasks.cancel(engine, task_id)
         return jsonify(id=task_id, status="cancelled"), 200
 
     @app.post("/tasks/<task_id>/retry")
     def retry(task_id: str) -> tuple[Response, int]:
+        own(task_id)
         custody = tasks.retry(engine, task_id, rq_usable=settings.rq_usable)
         place_now(task_id, custody)
         return jsonify(id=task_id, status="queued", custody=custody), 200
@@ -263,6 +272,10 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
     def not_found(error: tasks.TaskNotFound) -> tuple[Response, int]:
         return error_answer(404, "there is no task with this id")
 
+    @app.errorhandler(NoUser)
+    def nobody(error: NoUser) -> tuple[Response, int]:
+        return error_answer(401, str(error))
+
     @app.errorhandler(tasks.TaskStateConflict)
     @app.errorhandler(tasks.ActiveTaskExists)
     def conflict(error: Exception) -> tuple[Response, int]:
@@ -283,6 +296,14 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         return error_answer(error.code or 500, error.description or error.name)
 
     return app
+
+
+def _user(body: dict[str, Any], known: int | None) -> int:
+    """Whose task it is; ``known``: whose the request is, where requests say that."""
+    user = fields.integer({"user_id": known, **body}, "user_id", 1, _LARGEST_USER_ID)
+    if known not in (None, user):
+        raise fields.BadRequest(f"user_id is {user}, and the request is user {known}'s; leave it out")
+    return user
 
 
 def _payload(body: dict[str, Any], kind: task_types.TaskType) -> str:
