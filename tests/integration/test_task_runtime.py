@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 
 import pytest
+from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from sqlalchemy import text
 
-from captions import tasks
+from captions import jobs, task_types, tasks
 from captions.legacy import leased
 from captions.retries import Failure
 from integration.runtime import Runtime
@@ -19,6 +22,7 @@ from oracle.patience import until
 pytestmark = pytest.mark.real
 
 MINUTES = {"RETRY_GROWTH": "exponential", "RETRY_BASE_SECONDS": "60", "RETRY_COUNT": "3"}
+SESSIONS = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> :own"
 LEFT = "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), available_at) FROM caption_tasks WHERE id = :id"
 
 
@@ -141,3 +145,40 @@ def test_a_lease_is_renewed_while_the_work_lasts(runtime: Runtime) -> None:
     query = "SELECT lease_until > started_at + INTERVAL 3 SECOND FROM caption_tasks WHERE id = :id"
     with leased(runtime.engine, claim, 1):
         until(lambda: bool(runtime.sql(query, id=task_id)[0][0]), "a renewed lease")
+
+
+@pytest.mark.parametrize("runtime", [{"RETRY_COUNT": "0"}], indirect=True)
+def test_a_thousand_tasks_with_a_hundred_crashes_leave_no_session_open(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, where a session that an attempt left open would stay open: 50 raise, 50 lose their session."""
+
+    def lose(attempt: task_types.Attempt) -> str:
+        with runtime.engine.connect() as connection:
+            own = connection.execute(text("SELECT CONNECTION_ID()")).scalar_one()
+            for (session,) in connection.execute(text(SESSIONS), {"own": own}).all():
+                connection.execute(text(f"KILL {session}"))
+        return "lost"
+
+    monkeypatch.setattr(task_types, "_types", dict(task_types._types))
+    task_types.register(task_types.TaskType("lose", lose))
+    monkeypatch.setenv("CAPTIONS_ENV_FILE", str(runtime.env_file))
+    runtime.route(100)
+    bad = {number * 10: {"image": BROKEN} if number % 2 else {"kind": "lose", "payload": {}} for number in range(100)}
+    for number in range(1000):
+        runtime.submit(**bad.get(number, {"image": "image-01.png"}))
+    jobs._resources.cache_clear()
+    queues = [Queue(name, connection=runtime.redis, serializer=JSONSerializer) for name in task_types.PRIORITIES]
+    SimpleWorker(queues, connection=runtime.redis, serializer=JSONSerializer).work(burst=True, logging_level="ERROR")
+    _, engine = jobs._resources(os.getpid())
+    ended = dict(runtime.sql("SELECT status, COUNT(*) FROM caption_tasks GROUP BY 1"))
+    assert ended == {"completed": 950, "failed": 50}
+    assert engine.pool.checkedout() == 0
+    with runtime.engine.connect() as connection:
+        own = connection.execute(text("SELECT CONNECTION_ID()")).scalar_one()
+        (left,) = connection.execute(text(f"SELECT COUNT(*) FROM ({SESSIONS}) AS s"), {"own": own}).one()
+        held = connection.execute(text("SELECT COUNT(*) FROM information_schema.innodb_trx")).scalar_one()
+    # What the pools of this process keep for the next task, and nothing in them.
+    assert left <= 3
+    assert held <= 1
+    engine.dispose()
