@@ -16,6 +16,7 @@ from captions.outbox import RQPlacer
 from captions.settings import Settings
 
 _LARGEST_PAGE = 1000
+_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 _SHORTEST_KEPT_SECONDS = 86400  # results are kept for a day at least
 
 log = logging.getLogger("captions.admin")
@@ -25,8 +26,22 @@ def blueprint(
     settings: Settings, engine: Engine, placer: RQPlacer | None, place: Callable[[str, str], None]
 ) -> Blueprint:
     """The endpoints. ``place(task_id, custody)`` makes the RQ job of a row that was queued again."""
-    admin = Blueprint("admin", __name__, url_prefix="/admin")
+    admin = Blueprint("admin", __name__, url_prefix="/admin", static_folder="dashboard", static_url_path="/dashboard")
     needs = guard(settings.tokens)
+
+    # --- the page ----------------------------------------------------------------------------------------------
+
+    @admin.get("/dashboard/")
+    def dashboard() -> Response:
+        """It holds no data: its script asks the endpoints, with the token that whoever looks has."""
+        return admin.send_static_file("index.html")
+
+    @admin.after_request
+    def harden(response: Response) -> Response:
+        """Nothing but our own script runs in the page, and nobody frames it."""
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
