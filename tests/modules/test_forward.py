@@ -22,6 +22,7 @@ def advance(site: Site, phase: str) -> None:
 def test_a_forward_run(site: Site, planted_secrets: PlantedSecrets, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = site.seed(TASKS, delayed=5)
     (site.folder / "app.env").write_text("SECRET_KEY=x\n")
+    (site.folder / "app.env").chmod(0o600)
     called: list[str] = []
 
     def does(name: str, **options: object) -> dict[str, object]:

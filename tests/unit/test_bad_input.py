@@ -334,6 +334,7 @@ def test_a_file_of_any_bytes_is_changed_whole_or_not_at_all(
     folder = tmp_path_factory.mktemp("env")
     path = folder / ".env"
     path.write_bytes(content)
+    path.chmod(0o600)
     try:
         DotenvFile(path).apply(values, run_id="r")
     except SluiceError as error:

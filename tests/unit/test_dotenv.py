@@ -151,7 +151,7 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
     path = tmp_path / ".env"
     old = b"APP=\xff\xfe\nSECRET_THING=hush\nRQ_REDIS_URL=redis://u:oldpass@h/0\n"
     path.write_bytes(old)
-    path.chmod(0o644)
+    path.chmod(0o400)
     file = DotenvFile(path)
     values = {"RQ_REDIS_URL": "redis://u:newpass@h/1", "RQ_ENABLED": "false"}
     planned = file.apply(values, run_id="r1", check_mode=True)
@@ -182,7 +182,7 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("mode", "wanted"), [(0o644, 0o600), (0o604, 0o600), (0o400, 0o600), (0o660, 0o640), (0o440, 0o640)]
+    ("mode", "wanted"), [(0o400, 0o600), (0o700, 0o600), (0o660, 0o640), (0o440, 0o640)]
 )
 def test_a_wrong_mode_alone_is_a_change(tmp_path: Path, mode: int, wanted: int) -> None:
     path = tmp_path / ".env"
@@ -191,6 +191,21 @@ def test_a_wrong_mode_alone_is_a_change(tmp_path: Path, mode: int, wanted: int) 
     assert DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
     assert stat.S_IMODE(path.stat().st_mode) == wanted
     assert not DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o666])
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_file_that_everybody_may_read_is_refused_and_left_alone(tmp_path: Path, mode: int, check_mode: bool) -> None:
+    """Who reads it by that right cannot be seen: taking it away has stopped an application."""
+    path = tmp_path / ".env"
+    path.write_text("RQ_SHARE=1\n")
+    path.chmod(mode)
+    with pytest.raises(SluiceError, match=r"everybody may read it .* Next: give the file to the application's account"):
+        DotenvFile(path).apply({"RQ_SHARE": "2"}, run_id="r", check_mode=check_mode)
+    # Nor is it touched when it says already what it shall: a run that was refused is taken back this way.
+    assert not DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r").changed
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("RQ_SHARE=1\n", mode)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_application_that_reads_its_settings_by_their_group_still_can(tmp_path: Path) -> None:
@@ -212,6 +227,7 @@ def test_a_new_file_is_private_and_has_no_backup(tmp_path: Path) -> None:
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("A=1\n")
+    (tmp_path / "real").chmod(0o600)
     (tmp_path / ".env").symlink_to("real")
     DotenvFile(tmp_path / ".env").apply({"RQ_SHARE": "1"}, run_id="r")
     assert (tmp_path / ".env").is_symlink()
@@ -222,6 +238,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_the_owner_stays(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("A=1\n")
+    path.chmod(0o600)
     os.chown(path, 12345, 23456)
     done = DotenvFile(path).apply({"RQ_SHARE": "1"}, run_id="r")
     for file in (path, Path(done.backup)):
@@ -236,6 +253,7 @@ def test_a_missing_folder_is_one_message(tmp_path: Path) -> None:
 def test_a_change_made_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".env"
     path.write_text("A=1\n")
+    path.chmod(0o600)
     real = DotenvFile._back_up
 
     def other_editor(self: DotenvFile, *arguments: object) -> str:

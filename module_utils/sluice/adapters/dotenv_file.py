@@ -51,7 +51,8 @@ class DotenvFile:
     ) -> FileChange:
         """Set ``values`` and take ``absent`` out; the file is replaced only when its content or its mode must change.
 
-        :raises SluiceError: the file cannot be read or written, or someone else changed it meanwhile
+        :raises SluiceError: the file cannot be read or written, everybody may read it, or someone else changed it
+            meanwhile
         """
         both = sorted(set(values) & set(absent))
         if both:
@@ -60,6 +61,14 @@ class DotenvFile:
         found = self._load(target)
         old, status = found if found is not None else ("", None)
         new = dotenv.merge(dotenv.remove(old, absent), values)
+        if new != old and status is not None and status.st_mode & stat.S_IRWXO:
+            raise SluiceError(
+                f"everybody may read it (mode {stat.S_IMODE(status.st_mode):04o}), and it is to hold a password. Whether "
+                "the application reads it by that right cannot be seen; taking it away could stop the application.",
+                where=str(target),
+                next_step="give the file to the application's account or group, take away what others may "
+                "(chmod o= FILE), see that the application still starts, and run the same command again.",
+            )
         before, after = dotenv.masked_change(old, new, [*values, *absent], self.secret_keys)
         mode = _mode(status)
         wrong_mode = status is not None and stat.S_IMODE(status.st_mode) != mode
@@ -145,7 +154,9 @@ def _version(status: os.stat_result | None) -> tuple[int, int, int] | None:
 def _mode(status: os.stat_result | None) -> int:
     """What the file's mode is to be."""
     old = MODE if status is None else stat.S_IMODE(status.st_mode)
-    return GROUP_MODE if old & stat.S_IRGRP and not old & stat.S_IRWXO else MODE
+    if old & stat.S_IRWXO:
+        return old  # the application may read it by that right
+    return GROUP_MODE if old & stat.S_IRGRP else MODE
 
 
 def _fill(descriptor: int, text: str, status: os.stat_result | None, mode: int) -> None:
