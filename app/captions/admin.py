@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 
 from flask import Blueprint, Response, jsonify, request, stream_with_context
 from redis.exceptions import RedisError
@@ -16,6 +17,7 @@ from captions.outbox import RQPlacer
 from captions.settings import Settings
 
 _LARGEST_PAGE = 1000
+_LONGEST_NOTICE_SECONDS = 30 * 86400
 _POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 _SHORTEST_KEPT_SECONDS = 86400  # results are kept for a day at least
 
@@ -175,6 +177,35 @@ def blueprint(
         return queues()
 
     # --- maintenance -------------------------------------------------------------------------------------------
+
+    def maintenance() -> Answer:
+        with engine.connect() as connection:
+            planned = control.read_control(connection).planned
+        return jsonify(planned=None if planned is None else asdict(planned)), 200
+
+    @admin.get("/maintenance")
+    @needs("view")
+    def planned_maintenance() -> Answer:
+        return maintenance()
+
+    @admin.post("/maintenance")
+    @needs("admin")
+    def plan_maintenance() -> Answer:
+        """Submissions will be paused then, for so long; nobody needs to be there when it begins or ends."""
+        body = fields.body()
+        reason = fields.reason(body)
+        wait = fields.integer(body, "in_seconds", 0, _LONGEST_NOTICE_SECONDS)
+        seconds = fields.integer(body, "seconds", 1, settings.intake_max_pause_seconds)
+        in_transaction(engine, lambda connection: control.plan_pause(connection, reason, wait, seconds))
+        log.info("maintenance in %d s for %d s: %s", wait, seconds, reason)
+        return maintenance()
+
+    @admin.delete("/maintenance")
+    @needs("admin")
+    def drop_maintenance() -> Answer:
+        in_transaction(engine, control.drop_plan)
+        log.info("maintenance: no longer planned")
+        return maintenance()
 
     @admin.post("/maintenance/clean-up")
     @needs("admin")

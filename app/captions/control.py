@@ -14,9 +14,20 @@ from sqlalchemy import Connection, text
 
 _READ = """
 SELECT rq_share, intake, intake_reason, emergency, polling, paused_queues, rq_workers,
-       TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), intake_until) AS pause_left_us
+       TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), intake_until) AS pause_left_us, planned_reason,
+       TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), planned_from) AS planned_in_us,
+       TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), planned_until) AS planned_left_us
 FROM captions_control WHERE id = 1
 """
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A pause that was announced. ``starts_in_seconds`` is 0 while it lasts, ``left_seconds`` is to its end."""
+
+    reason: str
+    starts_in_seconds: float
+    left_seconds: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Control:
     polling: bool
     paused: frozenset[str]
     rq_workers: str | None
+    planned: Planned | None = None
 
     def share(self, rq_usable: bool) -> int:
         """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency."""
@@ -54,16 +66,24 @@ def read_control(connection: Connection, for_submission: bool = False) -> Contro
     """
     row = connection.execute(text(_READ + (" LOCK IN SHARE MODE" if for_submission else ""))).mappings().one()
     left = 0.0 if row["pause_left_us"] is None else row["pause_left_us"] / 1_000_000
+    reason = row["intake_reason"]
     paused = row["intake"] == "paused" and left > 0
+    planned = None
+    if row["planned_left_us"] is not None and row["planned_left_us"] > 0:
+        starts_in = max(0.0, row["planned_in_us"] / 1_000_000)
+        planned = Planned(row["planned_reason"] or "", starts_in, row["planned_left_us"] / 1_000_000)
+        if not starts_in and not (paused and left > planned.left_seconds):
+            paused, left, reason = True, planned.left_seconds, planned.reason
     return Control(
         rq_share=row["rq_share"],
         intake_paused=paused,
-        intake_reason=row["intake_reason"] if paused else None,
+        intake_reason=reason if paused else None,
         pause_left_seconds=left if paused else 0.0,
         emergency=bool(row["emergency"]),
         polling=bool(row["polling"]),
         paused=_names(row["paused_queues"]),
         rq_workers=row["rq_workers"],
+        planned=planned,
     )
 
 
@@ -97,9 +117,33 @@ def pause_intake(connection: Connection, reason: str, seconds: int) -> None:
 
 
 def resume_intake(connection: Connection) -> None:
-    """Accept submissions again."""
+    """Accept submissions again, also in the middle of an announced pause; one that has not begun stays announced."""
     connection.execute(
         text("UPDATE captions_control SET intake = 'open', intake_reason = NULL, intake_until = NULL WHERE id = 1")
+    )
+    connection.execute(
+        text("UPDATE captions_control SET planned_until = NULL WHERE id = 1 AND planned_from <= UTC_TIMESTAMP(6)")
+    )
+
+
+def plan_pause(connection: Connection, reason: str, in_seconds: int, seconds: int) -> None:
+    """Announce a pause, in the place of any other."""
+    _plan(connection, reason, in_seconds, in_seconds + seconds)
+
+
+def drop_plan(connection: Connection) -> None:
+    """Take the announcement back, also in the middle of the pause."""
+    _plan(connection, None, None, None)
+
+
+def _plan(connection: Connection, reason: str | None, begin: int | None, end: int | None) -> None:
+    connection.execute(
+        text(
+            "UPDATE captions_control SET planned_reason = :reason,"
+            " planned_from = UTC_TIMESTAMP(6) + INTERVAL :begin SECOND,"
+            " planned_until = UTC_TIMESTAMP(6) + INTERVAL :end SECOND WHERE id = 1"
+        ),
+        {"reason": reason, "begin": begin, "end": end},
     )
 
 

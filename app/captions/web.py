@@ -157,6 +157,8 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         notes = []
         if now.intake_paused:
             notes.append("intake is paused")
+        elif now.planned is not None:
+            notes.append(f"intake will be paused in {now.planned.starts_in_seconds:.0f} s: {now.planned.reason}")
         if not settings.rq_usable and not (now.polling and settings.database_polling_enabled):
             notes.append("neither RQ nor polling is on: nobody works on tasks")
         if health_of_redis is not None and health_of_redis.note:

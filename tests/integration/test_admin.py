@@ -140,8 +140,56 @@ def test_a_living_rq_worker_is_listed(runtime: Runtime) -> None:
 def test_every_administrative_endpoint_asks_for_a_token(runtime: Runtime) -> None:
     application = runtime.client.application
     rules = [rule for rule in application.url_map.iter_rules() if rule.rule.startswith(("/admin", "/metrics"))]
+    # The page holds no data: what it shows it asks for, with the token that it asks for.
+    page = {"/admin/dashboard/", "/admin/dashboard/<path:filename>"}
+    assert page < {rule.rule for rule in rules}
     assert len(rules) > 15
-    for rule in rules:
+    for rule in [rule for rule in rules if rule.rule not in page]:
         path = rule.rule.replace("<task_id>", "x").replace("<queue>", "high").replace("<action>", "pause")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
             assert runtime.client.open(path, method=method, json={}).status_code == 401, path
+
+
+def test_an_announced_pause_begins_and_ends_by_itself(runtime: Runtime) -> None:
+    plan = {"reason": "new disks", "in_seconds": 600, "seconds": 300}
+    status, answer = runtime.ask("POST", "maintenance", plan)
+    assert status == 200
+    assert 595 < answer["planned"]["starts_in_seconds"] <= 600 < 895 < answer["planned"]["left_seconds"] <= 900
+    runtime.submit()
+    assert runtime.client.get("/health/ready").get_json()["notes"][-1].endswith("s: new disks")
+
+    def at(seconds: int) -> None:
+        """As if so much time had passed since it was announced."""
+        runtime.sql(
+            "UPDATE captions_control SET planned_from = UTC_TIMESTAMP(6) + INTERVAL :a SECOND,"
+            " planned_until = UTC_TIMESTAMP(6) + INTERVAL :b SECOND",
+            a=600 - seconds,
+            b=900 - seconds,
+        )
+
+    at(700)
+    refused = runtime.client.post("/tasks", json={"user_id": 900, "image": "image-01.png"})
+    assert (refused.status_code, refused.get_json()["error"]) == (503, "submissions are paused: new disks")
+    assert 100 < int(refused.headers["Retry-After"]) <= 200
+    assert runtime.ask("GET", "intake")[1]["reason"] == "new disks"
+    # A pause of somebody else's that lasts longer is the one that counts, and its end ends both.
+    runtime.ask("POST", "intake", {"action": "pause", "reason": "longer", "seconds": 800})
+    assert runtime.ask("GET", "intake")[1]["reason"] == "longer"
+    runtime.ask("POST", "intake", {"action": "resume"})
+    runtime.submit()
+    assert runtime.ask("GET", "maintenance")[1] == {"planned": None}
+
+    runtime.ask("POST", "maintenance", plan)
+    at(901)
+    runtime.submit()
+    runtime.ask("POST", "maintenance", plan)
+    # To resume ends what lasts, not what is to come; taking the announcement back does.
+    runtime.ask("POST", "intake", {"action": "resume"})
+    assert runtime.ask("GET", "maintenance")[1]["planned"]["reason"] == "new disks"
+    assert runtime.ask("DELETE", "maintenance")[1] == {"planned": None}
+    at(700)
+    runtime.ask("DELETE", "maintenance")
+    runtime.submit()
+    for wrong in ({**plan, "seconds": 0}, {**plan, "in_seconds": -1}, {"in_seconds": 1, "seconds": 1}):
+        assert runtime.ask("POST", "maintenance", wrong)[0] == 400
+    assert runtime.ask("POST", "maintenance", plan, role="operate")[0] == 403

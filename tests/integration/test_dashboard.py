@@ -42,6 +42,8 @@ def test_it_shows_a_move_while_it_goes_on(runtime: Runtime, url: str, page: Page
     page.shows("#switches", "0 % of users to RQ")
     page.shows("#queues", "low\tdb\t2\t0\t0")
 
+    runtime.ask("POST", "maintenance", {"reason": "the move to RQ", "in_seconds": 60, "seconds": 90})
+    page.shows("#switches", "for 90.0 s: the move to RQ")
     # As a migration has it: the route first, then one task after the other.
     runtime.route(100)
     page.shows("#switches", "100 % of users to RQ")

@@ -181,9 +181,7 @@ def test_the_file_is_replaced_once_with_mode_0600_and_one_backup(tmp_path: Path)
     assert "RQ_REDIS_URL" not in file.read()
 
 
-@pytest.mark.parametrize(
-    ("mode", "wanted"), [(0o400, 0o600), (0o700, 0o600), (0o660, 0o640), (0o440, 0o640)]
-)
+@pytest.mark.parametrize(("mode", "wanted"), [(0o400, 0o600), (0o700, 0o600), (0o660, 0o640), (0o440, 0o640)])
 def test_a_wrong_mode_alone_is_a_change(tmp_path: Path, mode: int, wanted: int) -> None:
     path = tmp_path / ".env"
     path.write_text("RQ_SHARE=1\n")

@@ -75,7 +75,7 @@ function say(text, bad = false) {
   $("news").className = bad ? "bad" : "";
 }
 
-function showWhere(stats) {
+function showWhere(stats, maintenance) {
   const open = Object.fromEntries(SYSTEMS.map((system) => [system, 0]));
   for (const group of stats.groups) {
     if (group.status === "queued" || group.status === "running") open[group.custody] += group.tasks;
@@ -96,6 +96,10 @@ function showWhere(stats) {
     ["pollers", polling.effective ? "may claim" : "may not claim"],
     ["intake", intake.intake === "open" ? "open" : `paused for ${intake.seconds_left} s more: ${intake.reason}`],
   ];
+  if (maintenance.planned?.starts_in_seconds) {
+    const { reason, starts_in_seconds: wait, left_seconds: end } = maintenance.planned;
+    lines.push(["planned", `intake paused in ${seconds(wait)} for ${seconds(end - wait)}: ${reason}`]);
+  }
   $("switches").replaceChildren(...lines.flatMap(([name, text]) => [
     element("dt", name), element("dd", text, name === "intake" && intake.intake !== "open" ? "bad" : ""),
   ]));
@@ -135,9 +139,9 @@ function showTasks(answer) {
 
 async function look() {
   const wanted = new URLSearchParams([...new FormData($("filter"))].filter(([, value]) => value));
-  const [stats, queues, workers, tasks] = await Promise.all(
-    [ask("stats"), ask("queues"), ask("workers"), ask(`tasks?limit=50&${wanted}`)]);
-  showWhere(stats);
+  const [stats, maintenance, queues, workers, tasks] = await Promise.all(
+    [ask("stats"), ask("maintenance"), ask("queues"), ask("workers"), ask(`tasks?limit=50&${wanted}`)]);
+  showWhere(stats, maintenance);
   showQueues(queues);
   showWorkers(workers);
   showTasks(tasks);
