@@ -186,4 +186,6 @@ class Site(Looks):
     def clean(self, allowed: Allowances | None = None) -> None:
         """AssertionError with the judge's table unless nothing was lost, doubled or left."""
         verdict = self.verdict(allowed)
-        assert verdict.clean, verdict.table()
+        named = {task for tasks in verdict.violations.values() for task in tasks}
+        done = [f"{name} {line}" for name in APPLICATION for line in self.effects(name) if line["task"] in named]
+        assert verdict.clean, "\n".join([verdict.table(), *done])
