@@ -63,8 +63,8 @@ class DotenvFile:
         new = dotenv.merge(dotenv.remove(old, absent), values)
         if new != old and status is not None and status.st_mode & stat.S_IRWXO:
             raise SluiceError(
-                f"everybody may read it (mode {stat.S_IMODE(status.st_mode):04o}), and it is to hold a password. Whether "
-                "the application reads it by that right cannot be seen; taking it away could stop the application.",
+                f"everybody may read it (mode {stat.S_IMODE(status.st_mode):04o}), and it is to hold a password. "
+                "Whether the application reads it by that right cannot be seen; taking it away could stop the application.",
                 where=str(target),
                 next_step="give the file to the application's account or group, take away what others may "
                 "(chmod o= FILE), see that the application still starts, and run the same command again.",

@@ -258,7 +258,8 @@ def balance_gate(verified: Verified, *, left_at_source: int) -> Gate:
                 "every id in exactly one place",
                 balance.holds,
                 f"{balance.known} known, {balance.fault_count} at fault" + (f": {faults}{more}" if faults else ""),
-                "if Redis lost data run playbooks/recover.yml; else look at the ids named here before going on.",
+                "if Redis lost jobs, or gave one to a worker whose host was gone, run playbooks/recover.yml: it places "
+                "again what has not started; else look at the ids named here before going on.",
             ),
             Check.of(
                 "nothing left at the source",
