@@ -64,7 +64,7 @@ class DotenvFile:
         if new != old and status is not None and status.st_mode & stat.S_IRWXO:
             raise SluiceError(
                 f"everybody may read it (mode {stat.S_IMODE(status.st_mode):04o}), and it is to hold a password. "
-                "Whether the application reads it by that right cannot be seen; taking it away could stop the application.",
+                "Whether the application reads it by that right cannot be seen; taking it away could stop it.",
                 where=str(target),
                 next_step="give the file to the application's account or group, take away what others may "
                 "(chmod o= FILE), see that the application still starts, and run the same command again.",
