@@ -9,11 +9,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import emergency, gates, latency, memory, transfer_rate, way_back
+from bench import emergency, gates, latency, memory, runtime, transfer_rate, way_back
 from bench.figures import Figure, as_json, table
 from bench.stores import private_stores
 
-PARTS = ("transfer", "back", "memory", "latency", "gates", "emergency")
+PARTS = ("transfer", "back", "memory", "latency", "runtime", "gates", "emergency")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
                 figures += memory.measure(stores, small, large, say)
             if "latency" in wanted:
                 figures += latency.measure(stores, min(tasks, 100_000), say)
+            if "runtime" in wanted:
+                figures += runtime.measure(stores, say)
     if "gates" in wanted:
         figures += gates.measure(say)
     if "emergency" in wanted:

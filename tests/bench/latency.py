@@ -26,16 +26,17 @@ AIM_P50_MS = 10.0
 AIM_RATIO = 2.0
 #: The rate that the role queue_transfer has by default (tasks per second).
 GUEST_RATE = 2000.0
+TOKEN = secrets.token_hex(16)
 _HZ = 20.0
 _SECONDS = 15.0
 
 
 def measure(stores: Stores, tasks: int, say: Callable[[str], None]) -> list[Figure]:
     """p50, p95 and p99 in milliseconds at 20 submissions a second; the transfer moves ``tasks`` tasks meanwhile."""
-    with stores.backlog(tasks) as where, _application(stores, where) as url:
+    with stores.backlog(tasks) as where, application(stores, where) as url:
         found: dict[str, ProbeSummary] = {}
         for mode, share in (("database", 0), ("rq", 100)):
-            _route(stores, where, share)
+            route(stores, where, share)
             # The first requests of a mode open connections and import RQ.
             _probe(stores, url, f"warm-{mode}", lambda: time.sleep(2))
             found[mode] = _probe(stores, url, mode, lambda: time.sleep(_SECONDS))
@@ -68,10 +69,13 @@ def _words(summary: ProbeSummary) -> str:
 
 
 @contextmanager
-def _application(stores: Stores, where: Addresses) -> Iterator[str]:
-    """captions under Gunicorn, as the lab runs it, on the benchmark's stores; yields its address."""
-    directory = stores.directory / "captions"
-    directory.mkdir(mode=0o700)
+def application(stores: Stores, where: Addresses, name: str = "captions", **more: str) -> Iterator[str]:
+    """captions under Gunicorn, as the lab runs it, on the benchmark's stores; yields its address.
+
+    ``more`` are settings; modules that they name are found in the folder ``name``.
+    """
+    directory = stores.directory / name
+    directory.mkdir(mode=0o700, exist_ok=True)
     images = directory / "images"
     make_images(images)
     port = free_port(26000 + os.getpid() % 400 * 10)
@@ -80,9 +84,10 @@ def _application(stores: Stores, where: Addresses) -> Iterator[str]:
         "DATABASE_URL": where.database_url,
         "RQ_ENABLED": "true",
         "RQ_REDIS_URL": where.redis_url,
-        "ADMIN_TOKEN": secrets.token_hex(16),
+        "ADMIN_TOKEN": TOKEN,
         "EFFECTS_FILE": directory / "effects.jsonl",
         "IMAGES_DIR": images,
+        **more,
     }
     write_private(env_file, "".join(f"{key}={value}\n" for key, value in lines.items()))
     log = directory / "web.log"
@@ -95,7 +100,7 @@ def _application(stores: Stores, where: Addresses) -> Iterator[str]:
         "--bind",
         f"{LOOPBACK}:{port}",
     ]
-    environment = {**os.environ, "CAPTIONS_ENV_FILE": str(env_file), "PYTHONPATH": str(ROOT / "app")}
+    environment = {**os.environ, "CAPTIONS_ENV_FILE": str(env_file), "PYTHONPATH": f"{ROOT / 'app'}:{directory}"}
     url = f"http://{LOOPBACK}:{port}"
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)
@@ -104,7 +109,7 @@ def _application(stores: Stores, where: Addresses) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def _healthy(url: str) -> bool:
@@ -115,7 +120,7 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _route(stores: Stores, where: Addresses, share: int) -> None:
+def route(stores: Stores, where: Addresses, share: int) -> None:
     connection = stores.connect(where)
     with connection.cursor() as cursor:
         cursor.execute("UPDATE captions_control SET rq_share = %s WHERE id = 1", (share,))

@@ -7,6 +7,7 @@ import pytest
 from faults.playbook_lab import CANARY_USERS
 from hosts.site import LEGACY, RQ, Site
 from oracle.judge import Allowances
+from oracle.patience import until
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -64,7 +65,9 @@ def test_the_same_command_goes_on_when_the_host_is_back(site: Site) -> None:
 
 
 def test_the_way_back_fences_a_lost_host_at_the_stores(site: Site) -> None:
-    site.until(lambda: {line["side"] for line in site.effects("app2")[-1:]} == {"rq"}, "work of app2 for the target")
+    # In the middle of a task: its end, which is written right before its commit, is 100 ms away.
+    begun = [("rq", "start")]
+    until(lambda: [(e["side"], e["event"]) for e in site.effects("app2")[-1:]] == begun, "app2 at work", every=0.01)
     site.machine("app2").cut_off()
     outcome = site.run("emergency-rollback", queue_run_reason="app2 is lost", queue_run_started="requeue").done()
     assert "app2" in outcome.output

@@ -1,0 +1,139 @@
+"""What captions' runtime does with RQ: tasks a minute, how soon one is begun, and how many workers of what size."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from bench.figures import Figure
+from bench.latency import TOKEN, application, route
+from bench.stores import Addresses, Stores
+from captions.payload import dump
+from captions.workers import resident_mb
+
+#: What the design document asks for, and what it may be 25 times of for tasks that do nothing.
+AIM_TASKS_A_MINUTE = 25 * 100.0
+AIM_PICKUP_P99_MS = 100.0
+AIM_WORKERS_A_PRIORITY = 10.0
+AIM_WORKER_MB = 500.0
+_NOTHING = "from captions.task_types import TaskType, register\n\nregister(TaskType('noop', lambda attempt: ''))\n"
+_TASKS = 3000
+_PICKUPS = 200
+_EVERY_SECONDS = 0.05
+
+
+def measure(stores: Stores, say: Callable[[str], None]) -> list[Figure]:
+    """All on RQ's forking workers that begin and end with Gunicorn, over tasks that do nothing."""
+    with stores.backlog(0) as where:
+        route(stores, where, 100)
+        folder = stores.directory / "few"
+        folder.mkdir(mode=0o700)
+        (folder / "noop.py").write_text(_NOTHING, encoding="utf-8")
+        with application(stores, where, "few", TASK_MODULES="noop", RQ_WORKERS="urgent+high+normal+low:2") as url:
+            _until(lambda: len(_workers(url)) == 2, "two workers")
+            pickups = _pickups(stores, where, url)
+            say(f"runtime: {len(pickups)} tasks were begun after p99 {_p99(pickups):.1f} ms")
+            rate = _rate(stores, where)
+            say(f"runtime: {rate:,.0f} tasks a minute")
+            sizes = [resident_mb(int(worker["pid"])) for worker in _workers(url)]
+    with (
+        stores.backlog(0) as where,
+        application(stores, where, "many", RQ_WORKERS="urgent:10 high:10 normal:10 low:10") as url,
+    ):
+        _until(lambda: len(_workers(url)) == 40, "forty workers")
+        many = _workers(url)
+        sizes += [resident_mb(int(worker["pid"])) for worker in many]
+        fewest = min(
+            sum(worker["queues"] == [queue] for worker in many) for queue in ("urgent", "high", "normal", "low")
+        )
+        say(f"runtime: {len(many)} workers, the largest of {max(sizes):.0f} MB")
+    return [
+        Figure(
+            "runtime.tasks_a_minute", rate, "", (">=", AIM_TASKS_A_MINUTE), f"{_TASKS} that do nothing, two workers"
+        ),
+        Figure("runtime.pickup_p50_ms", statistics.median(pickups), "ms", None, f"{_PICKUPS} tasks, 20 a second"),
+        Figure(
+            "runtime.pickup_p99_ms",
+            _p99(pickups),
+            "ms",
+            ("<=", AIM_PICKUP_P99_MS),
+            "from the commit of its row to its claim",
+        ),
+        Figure("runtime.workers_a_priority", float(fewest), "", (">=", AIM_WORKERS_A_PRIORITY), "40 at the same time"),
+        Figure("runtime.worker_mb", max(sizes), "MB", ("<=", AIM_WORKER_MB), "resident, the largest"),
+    ]
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what}: not within 300 s")
+        time.sleep(0.2)
+
+
+def _ask(url: str, body: object = None) -> Any:
+    request = urllib.request.Request(
+        url, headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    )
+    if body is not None:
+        request.data = json.dumps(body).encode()
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _workers(url: str) -> list[dict[str, Any]]:
+    return [worker for worker in _ask(f"{url}/admin/workers")["workers"] if worker["system"] == "rq"]
+
+
+def _pickups(stores: Stores, where: Addresses, url: str) -> list[float]:
+    """Milliseconds from submission to claim, of tasks that find idle workers."""
+    for user in range(1, _PICKUPS + 1):
+        _ask(f"{url}/tasks", {"user_id": user, "kind": "noop", "payload": {}})
+        time.sleep(_EVERY_SECONDS)
+    _until(
+        lambda: _sql(stores, where, "SELECT COUNT(*) FROM caption_tasks WHERE status <> 'completed'") == [(0,)],
+        "the end",
+    )
+    rows = _sql(stores, where, "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, started_at) FROM caption_tasks")
+    return [float(row[0]) / 1000 for row in rows]
+
+
+def _rate(stores: Stores, where: Addresses) -> float:
+    """Tasks a minute, from the first start to the last end of a backlog."""
+    _sql(
+        stores,
+        where,
+        "INSERT INTO caption_tasks (id, user_id, image_path, kind, payload, available_at, created_at, custody)"
+        f" SELECT UUID(), 100000 + seq, '', 'noop', '{dump({})}', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 'rq'"
+        f" FROM seq_1_to_{_TASKS}",
+    )
+    ended = f"SELECT COUNT(*) >= {_TASKS} FROM caption_tasks WHERE user_id > 100000 AND status = 'completed'"
+    _until(lambda: _sql(stores, where, ended) == [(1,)], "the end of the backlog")
+    ((seconds,),) = _sql(
+        stores,
+        where,
+        "SELECT TIMESTAMPDIFF(MICROSECOND, MIN(started_at), MAX(finished_at)) / 1000000 FROM caption_tasks"
+        " WHERE user_id > 100000",
+    )
+    return 60 * _TASKS / float(seconds)
+
+
+def _sql(stores: Stores, where: Addresses, statement: str) -> list[tuple[Any, ...]]:
+    connection = stores.connect(where)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            rows = list(cursor.fetchall())
+        connection.commit()
+        return rows
+    finally:
+        connection.close()
