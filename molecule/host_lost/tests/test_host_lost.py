@@ -27,7 +27,8 @@ def popped_for_nobody(site: Site) -> set[str]:
     ids = {str(row[0]) for row in waiting}
     with site.redis as redis:
         for queue in ("urgent", "high", "normal", "low"):
-            ids -= {job.decode() for job in redis.lrange(f"rq:queue:{queue}", 0, -1)}
+            for waits in (f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate"):
+                ids -= {job.decode() for job in redis.lrange(waits, 0, -1)}
             for home in ("scheduled", "wip", "failed"):
                 ids -= {job.decode().partition(":")[0] for job in redis.zrange(f"rq:{home}:{queue}", 0, -1)}
         return {task for task in ids if redis.exists(f"rq:job:{task}")}
@@ -51,14 +52,14 @@ def test_the_same_command_goes_on_when_the_host_is_back(site: Site) -> None:
     site.machine("app2").put_back()
     site.until(lambda: site.is_active("app2", LEGACY), "app2 answers")
     site.until(lambda: site.count("custody = 'rq' AND status = 'running'") == 0, "app2 ended what it had in hand")
-    lost = popped_for_nobody(site)
     outcome = site.run("migrate")
-    if lost:
-        outcome.refused("its job lives in no queue and no registry of the target", *lost)
+    if outcome.status != 0:
+        # Redis gave a job to app2 while nobody listened. It arrives late, or app2 has given that connection up.
+        outcome.refused("its job lives in no queue and no registry of the target", "run playbooks/recover.yml")
         site.run("recover").done()
         outcome = site.run("migrate")
     outcome.done()
-    assert popped_for_nobody(site) == set()
+    site.until(lambda: popped_for_nobody(site) == set(), "no job is out of every list")
     assert site.phase == "validated"
     assert site.moved_of_users > 0
     assert all(site.is_active(name, RQ) and not site.is_active(name, LEGACY) for name in ("app1", "app2"))
