@@ -317,6 +317,35 @@ def test_redis_killed_under_load_loses_and_doubles_nothing(on_rq: Running, share
     on_rq.admin("route", {"share": 100})
 
 
+def test_redis_away_for_a_minute_costs_no_task_in_any_mode(on_rq: Running) -> None:
+    """Database only, both, RQ only, forced legacy, RQ again: each for 12 of the 60 seconds, two tasks a second."""
+    modes = [
+        ("db only", 0, False),
+        ("both", 50, False),
+        ("rq only", 100, False),
+        ("forced", 100, True),
+        ("back", 100, False),
+    ]
+    accepted: dict[str, list[str]] = {}
+    on_rq.supervisor.stop_group("redis")
+    began = time.monotonic()
+    for number, (mode, share, forced) in enumerate(modes):
+        on_rq.admin("route", {"share": share})
+        on_rq.admin("emergency", {"on": forced, "reason": "drill"})
+        while time.monotonic() - began < 12 * (number + 1):
+            accepted.setdefault(mode, []).append(on_rq.submit(priority=("urgent", "low")[len(accepted) % 2]))
+            time.sleep(0.5)
+    on_rq.supervisor.start_group("redis")
+    everything = [task_id for tasks in accepted.values() for task_id in tasks]
+    assert all(len(accepted[mode]) >= 5 for mode, _, _ in modes)
+    until(lambda: all(on_rq.task(task_id)["status"] == "completed" for task_id in everything), "all are completed")
+    owners = {mode: {on_rq.task(task_id)["owner"] for task_id in tasks} for mode, tasks in accepted.items()}
+    expected = {"db only": {"db"}, "both": {"db", "rq"}, "rq only": {"rq"}, "forced": {"db"}, "back": {"rq"}}
+    assert owners == expected
+    for task_id in everything:
+        assert sorted(on_rq.effects(task_id).values()) == [1, 1]
+
+
 def test_a_job_that_a_worker_died_with_is_taken_up_again(on_rq: Running) -> None:
     on_rq.supervisor.stop_group("rqworkers")
     task_id = on_rq.submit(priority="low")
