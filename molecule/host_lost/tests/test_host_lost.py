@@ -56,7 +56,7 @@ def test_the_same_command_goes_on_when_the_host_is_back(site: Site) -> None:
     if outcome.status != 0:
         # Redis gave a job to app2 while nobody listened. It arrives late, or app2 has given that connection up.
         outcome.refused("its job lives in no queue and no registry of the target", "run playbooks/recover.yml")
-        site.run("recover").done()
+        site.run("recover", queue_recover_reason="app2 was cut off").done()
         outcome = site.run("migrate")
     outcome.done()
     site.until(lambda: popped_for_nobody(site) == set(), "no job is out of every list")
