@@ -8,8 +8,8 @@ short_description: Keep the managed keys of an application's settings file
 description:
   - Holds each managed key exactly once and leaves everything else byte for byte, with a backup copy. Mode 0600, or 0640
     where its group could read it.
-  - Refuses to change a file that others may read. The application may read it by that right, so that taking it away could
-    stop the application; leaving it would show everybody a password.
+  - Refuses to change a file that others may read. The application may read it by that right, so that taking it away
+    could stop the application; leaving it would show everybody a password.
   - Runs on the application's hosts and needs no store.
 options:
   path:
