@@ -88,6 +88,9 @@ def test_a_held_task_has_a_way_out(lab: PlaybookLab, mapping: str) -> None:
     lab.run("cleanup", queue_mapping=mapping).refused("holds decided")
     decision = {"queue_mapping": mapping, "queue_holds_state": "released", "queue_holds_ids": [begun]}
     lab.run("holds", **decision).refused("reason")
+    assert lab.sql("SELECT expires_at > UTC_TIMESTAMP(6) FROM sluice_lease") == ((0,),), (
+        "a refusal keeps nobody waiting"
+    )
     assert lab.sql("SELECT custody FROM caption_tasks WHERE id = %s", begun) == (("held",),)
 
     lab.run("holds", **decision, queue_holds_reason="the worker was killed before it wrote anything").done()
