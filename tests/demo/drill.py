@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from demo.processes import descendants
 from demo.story import CANARY_USERS, MIGRATE, ROOT, Demo, Unfinished, beside, oracle_command
+from oracle.crash import crash
 from oracle.stores import connect
 
 PARTIAL = ("ansible-playbook", "playbooks/hybrid.yml", "-e", "queue_share=25")
@@ -88,14 +89,16 @@ class Drill(Demo):
         if not workers:
             raise Unfinished("no RQ worker runs that could be killed")
         family = [pid for worker in workers for pid in (*descendants(worker), worker)]
-        killed = 0
-        for pid in family:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-            except ProcessLookupError:
-                continue  # it ended by itself a moment ago
-        return killed
+        return crash(family, Path(self.settings["SLUICE_LAB_EFFECTS_FILE"]), self._running)
+
+    def _running(self, tasks: Sequence[str]) -> int:
+        """How many of the tasks are running, by their rows."""
+        connection = connect(self.settings["SLUICE_LAB_DB_READ_URL"])
+        with connection, connection.cursor() as cursor:
+            marks = ", ".join(["%s"] * len(tasks))
+            cursor.execute(f"SELECT COUNT(*) FROM caption_tasks WHERE status = 'running' AND id IN ({marks})", tasks)
+            ((number,),) = cursor.fetchall()
+            return int(number)
 
     def _held(self) -> list[str]:
         connection = connect(self.settings["SLUICE_LAB_DB_READ_URL"])

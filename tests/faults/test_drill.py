@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from faults.playbook_lab import CANARY_USERS, PlaybookLab, family_of, lab_in
+from oracle.crash import crash
 from oracle.judge import Allowances
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -23,14 +23,16 @@ def kill_all_of_rq(lab: PlaybookLab) -> int:
     """kill -9 of every RQ worker with all that it started; how many."""
     workers = [p.pid for p in lab.lab.supervisor.processes() if p.group == "rqworkers" and p.state == "RUNNING"]
     assert workers
-    killed = 0
-    for pid in [pid for worker in workers for pid in (*family_of(worker), worker)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-        except ProcessLookupError:
-            continue
-    return killed
+    family = [pid for worker in workers for pid in (*family_of(worker), worker)]
+
+    def running(tasks: Sequence[str]) -> int:
+        marks = ", ".join(["%s"] * len(tasks))
+        ((number,),) = lab.sql(
+            f"SELECT COUNT(*) FROM caption_tasks WHERE status = 'running' AND id IN ({marks})", *tasks
+        )
+        return int(number)
+
+    return crash(family, lab.layout.effects_file, running)
 
 
 def routed(lab: PlaybookLab) -> tuple[int, int]:

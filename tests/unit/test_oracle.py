@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +18,12 @@ import pytest
 
 from oracle.acceptance import Acceptance, next_user, read_acceptance
 from oracle.backlog import Backlog, _rows
+from oracle.crash import crash
 from oracle.effects import Effects, read_effects
 from oracle.journal import Damage, Journal, read_records
 from oracle.judge import MEANINGS, Allowances, Verdict, judge, main
 from oracle.load import Generator, Load
+from oracle.patience import until
 from oracle.picture import image_names
 from oracle.prober import Prober, turned_away
 from oracle.prober import main as probe
@@ -610,3 +615,33 @@ def test_the_summary_is_json_also_without_an_accepted_probe(tmp_path: Path, caps
     figures = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert (figures["turned_away_probes"], figures["p99"]) == (2, None)
     assert probe(["--summary", "--log", str(tmp_path / "absent")]) == 2
+
+
+def test_workers_are_killed_when_no_end_waits_for_its_commit(tmp_path: Path) -> None:
+    """One writes an end and commits a moment later: until then nobody may be killed, and all go on meanwhile."""
+    effects, commits = tmp_path / "effects.jsonl", tmp_path / "commits"
+    commits.touch()
+    source = (
+        "import json, os, sys, time\n"
+        "for number in range(10_000):\n"
+        "    with open(sys.argv[1], 'a') as file:\n"
+        "        line = {'event': 'end', 'task': f'{os.getpid()}-{number}', 'pid': os.getpid()}\n"
+        "        print(json.dumps(line), file=file)\n"
+        "    time.sleep(0.02)\n"
+        "    with open(sys.argv[2], 'a') as file:\n"
+        "        print(f'{os.getpid()}-{number}', file=file)\n"
+        "    time.sleep(0.01)\n"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", source, str(effects), str(commits)]) for _ in range(2)]
+    until(lambda: effects.exists() and len(effects.read_text().splitlines()) > 10, "both work")
+    asked: list[int] = []
+
+    def running(tasks: Sequence[str]) -> int:
+        asked.append(len(set(tasks) - set(commits.read_text().split())))
+        return asked[-1]
+
+    assert crash([worker.pid for worker in workers], effects, running) == 2
+    assert [worker.wait(30) for worker in workers] == [-signal.SIGKILL] * 2
+    assert asked[-1] == 0
+    ended = [json.loads(line)["task"] for line in effects.read_text().splitlines()]
+    assert set(ended) == set(commits.read_text().split())
