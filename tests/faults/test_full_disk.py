@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 TASKS = 1500
 PREFIXES = ("rq:", "sluice:")
-OPTIONS = ("--batch", "100", "--lease-seconds", "1.5")
+OPTIONS = ("--batch", "100", "--lease-seconds", "4")
 #: Redis' files, and room to fill in mid-transfer.
 REDIS_DISK_MIB = 64
 #: MariaDB's redo log, system tablespace and tables, and some room.
