@@ -42,12 +42,9 @@ class Pages:
 
     async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse a page before it is open: 404 for a task that is not there or is somebody else's."""
-        path = _PATH.fullmatch(request.path)
         try:
             user = user_of(request.headers, self._settings.user_header)
-            if path is None:
-                raise tasks.TaskNotFound(request.path)
-            await asyncio.to_thread(tasks.check_owner, self._engine, path[1], user)
+            await asyncio.to_thread(tasks.check_owner, self._engine, _task_in(request), user)
         except (NoUser, MultipleValuesError) as error:
             return connection.respond(HTTPStatus.UNAUTHORIZED, f"{error}\n")
         except tasks.TaskNotFound:
@@ -55,11 +52,11 @@ class Pages:
         except SQLAlchemyError as error:
             log.warning("a page was turned away: %s", type(error).__name__)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the database does not answer\n")
-        self._task_of[connection] = path[1]
         return None
 
     async def serve(self, connection: ServerConnection) -> None:
         """Keep a page until it goes, or its task has ended and it was told so."""
+        self._task_of[connection] = _task_in(connection.request)
         try:
             await self._tell([connection])
             await connection.wait_closed()
@@ -90,6 +87,14 @@ class Pages:
                     await page.close(reason="the task has ended")
             else:
                 self._told.setdefault(page, "")
+
+
+def _task_in(request: Request | None) -> str:
+    """The task whose page is asked for. TaskNotFound when the path names none."""
+    path = _PATH.fullmatch(request.path) if request is not None else None
+    if path is None:
+        raise tasks.TaskNotFound("no task is named")
+    return path[1]
 
 
 async def run(settings: Settings, host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,12 @@ from integration.browser import Page, browser
 from integration.runtime import TOKENS, Runtime
 from oracle.patience import until
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        shutil.which("chromium") is None, reason="there is no chromium; scripts/bootstrap has it on Debian"
+    ),
+]
 
 
 @pytest.fixture
