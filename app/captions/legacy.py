@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +21,7 @@ from captions.database import error_code, make_engine
 from captions.effects import EffectsFile
 from captions.retries import failure_of
 from captions.settings import Settings, load_or_exit
+from captions.stopping import StopRequest, stop_on_signals
 from captions.work import end_badly, perform
 
 _RECONNECT_SECONDS = 1.0
@@ -95,7 +94,7 @@ def run_unguarded_once(settings: Settings, engine: Engine, effects: EffectsFile)
     return True
 
 
-def poll(settings: Settings, name: str, stop: threading.Event) -> None:
+def poll(settings: Settings, name: str, stop: StopRequest) -> None:
     """Work until ``stop`` is set. A database that refuses or is away is asked again; the worker stays."""
     engine = make_engine(settings.legacy_database_url, connections=2)
     effects = EffectsFile(settings.effects_file, "db", name)
@@ -122,13 +121,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = load_or_exit()
     task_types.load(settings)
-    stop = threading.Event()
-
-    def finish(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, finish)
-    signal.signal(signal.SIGINT, finish)
+    stop = stop_on_signals()
     log.info("%s worker %s started", settings.legacy_kind, name)
     poll(settings, name, stop)
     log.info("%s ended", name)

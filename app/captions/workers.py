@@ -13,16 +13,13 @@ import hashlib
 import logging
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +29,7 @@ from captions.database import make_engine
 from captions.outbox import TIMEOUT_SECONDS
 from captions.rqworker import end_with_parent
 from captions.settings import Settings, SettingsError, load_or_exit
+from captions.stopping import stop_on_signals
 
 _GROUP = re.compile(r"(?P<queues>[a-z0-9_]+(?:\+[a-z0-9_]+)*):(?P<count>\d{1,3})")
 _INTERVAL_SECONDS = 1.0
@@ -175,13 +173,7 @@ def main() -> None:
         raise SystemExit(f"captions: {error}") from error
     if not settings.rq_workers:
         return
-    stop = threading.Event()
-
-    def finish(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, finish)
-    signal.signal(signal.SIGINT, finish)
+    stop = stop_on_signals()
     end_with_parent(os.getppid())
     held = _only_set_of_the_machine(settings)
     engine = make_engine(settings.rq_database_url)

@@ -58,7 +58,8 @@ def web() -> Iterator[HTTPServer]:
 def _play(folder: Path, port: int) -> subprocess.CompletedProcess[str]:
     """The role's own task that waits, with its defaults, in a play of its own."""
     role = ROOT / "roles" / "queue_reload"
-    [wait] = [task for task in yaml.safe_load((role / "tasks/turn.yml").read_text()) if "ansible.builtin.uri" in task]
+    [turn] = yaml.safe_load((role / "tasks/turn.yml").read_text())
+    [wait] = [task for task in turn["block"] if "ansible.builtin.uri" in task]
     variables = {
         **yaml.safe_load((role / "defaults/main.yml").read_text()),
         "queue_reload_health_url": f"http://127.0.0.1:{port}/health",

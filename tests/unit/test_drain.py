@@ -222,6 +222,23 @@ def test_what_a_dead_worker_left_runs_until_it_has_ended_and_is_unproved() -> No
     assert workers.calls.count("ask_leftovers") == 1
 
 
+def test_what_a_dead_worker_left_and_ended_when_asked_is_unproved() -> None:
+    """However fast it was: a scheduler may be gone before the first look."""
+
+    class Obedient(FakeSupervisor):
+        def ask_leftovers(self, group: str) -> bool:
+            asked = super().ask_leftovers(group)
+            self.left.clear()
+            return asked
+
+    workers = Obedient("app1", "w1")
+    workers.end("w1", 0)
+    workers.leave("w1/200")
+    drained = Site(workers).slice()
+    assert drained.done and not drained.clean
+    assert (names(drained.unproved), names(drained.killed)) == (["w1/200"], [])
+
+
 def test_what_a_dead_worker_left_is_killed_at_the_deadline() -> None:
     workers = FakeSupervisor("app1", "w1")
     workers.end("w1", 0)

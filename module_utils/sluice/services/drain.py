@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import StoreError
@@ -88,14 +88,20 @@ def drain(
     :raises StoreError: the rows cannot be counted
     """
     slice_end = clock.monotonic() + slice_seconds
+    seen = {_key(process): process for process in leftovers}
+
+    def remember(processes: Iterable[WorkerProcess]) -> None:
+        seen.update({_key(process): process for process in processes if process.leftover and not process.unknown})
+
     _each(supervisors, lambda supervisor: supervisor.request_stop(group))
     if first:
+        # Seen before they are asked: one that ends at once would be in no look.
+        _each(supervisors, lambda supervisor: remember(supervisor.leftovers(group)))
         _each(supervisors, lambda supervisor: supervisor.ask_leftovers(group))
-    seen = {_key(process): process for process in leftovers}
     quiet = 0
     while True:
         look = _look(counts, supervisors, group)
-        seen |= {_key(process): process for process in look.processes if process.leftover and not process.unknown}
+        remember(look.processes)
         quiet = quiet + 1 if look.quiet else 0
         remaining = max(0.0, deadline - clock.now())
         if quiet == 2:
