@@ -148,7 +148,7 @@ lines:
   sample: ["next: ansible-playbook playbooks/emergency-rollback.yml"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import assess
 
 ARGUMENT_SPEC = {
@@ -182,7 +182,7 @@ RETURNS: dict[str, object] = {
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, assess.assess, RETURNS)
+    stores.run(ARGUMENT_SPEC, assess.assess, RETURNS)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ lines:
 """
 
 from ansible.module_utils.sluice.shell import arguments, runner
-from ansible.module_utils.sluice.shell.steps import hosts
+from ansible.module_utils.sluice.shell.steps import signs
 
 ARGUMENT_SPEC = {
     **arguments.SUPERVISOR,
@@ -116,7 +116,7 @@ RETURNS: dict[str, object] = {"health": {}, "logs": [], "workers": -1, "workers_
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, hosts.host, RETURNS)
+    runner.run(ARGUMENT_SPEC, signs.host, RETURNS)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, progress, runner
+from ansible.module_utils.sluice.shell import arguments, progress, stores
 from ansible.module_utils.sluice.shell.steps import prepare
 
 ARGUMENT_SPEC = {
@@ -106,7 +106,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "folder": "", "artefa
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, prepare.backup, RETURNS)
+    stores.run(ARGUMENT_SPEC, prepare.backup, RETURNS)
 
 
 if __name__ == "__main__":

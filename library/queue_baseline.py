@@ -67,7 +67,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import prepare
 
 ARGUMENT_SPEC = {
@@ -81,7 +81,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "known": 0, "latency"
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, prepare.baseline, RETURNS)
+    stores.run(ARGUMENT_SPEC, prepare.baseline, RETURNS)
 
 
 if __name__ == "__main__":

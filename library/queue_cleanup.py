@@ -71,7 +71,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import recover
 
 ARGUMENT_SPEC = {
@@ -86,7 +86,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "removed": [], "archi
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, recover.cleanup, RETURNS)
+    stores.run(ARGUMENT_SPEC, recover.cleanup, RETURNS)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ lines:
 """
 
 from ansible.module_utils.sluice.shell import runner
-from ansible.module_utils.sluice.shell.steps import hosts
+from ansible.module_utils.sluice.shell.steps import settings
 
 ARGUMENT_SPEC = {
     "path": {"type": "path", "required": True},
@@ -89,7 +89,7 @@ RETURNS: dict[str, object] = {"diff": {}, "backup_file": "", "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, hosts.config, RETURNS)
+    runner.run(ARGUMENT_SPEC, settings.config, RETURNS)
 
 
 if __name__ == "__main__":

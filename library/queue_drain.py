@@ -63,7 +63,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -78,7 +78,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "leased": 0, "lines":
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.drain, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.drain, RETURNS)
 
 
 if __name__ == "__main__":

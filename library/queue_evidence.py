@@ -79,7 +79,7 @@ lines:
   sample: ["passed   evidence  evidence.json, sha256 9f86d081884c7d65"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import back
 
 ARGUMENT_SPEC = {
@@ -95,7 +95,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "file": "", "sha256":
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, back.evidence, RETURNS)
+    stores.run(ARGUMENT_SPEC, back.evidence, RETURNS)
 
 
 if __name__ == "__main__":

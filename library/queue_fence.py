@@ -58,7 +58,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -72,7 +72,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "held": 0, "lines": [
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.fence, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.fence, RETURNS)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import recover
 
 ARGUMENT_SPEC = {
@@ -95,7 +95,7 @@ RETURNS: dict[str, object] = {"holds": [], "count": 0, "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, recover.holds, RETURNS)
+    stores.run(ARGUMENT_SPEC, recover.holds, RETURNS)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import validate
 
 ARGUMENT_SPEC = {
@@ -77,7 +77,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "open": False, "lines
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, validate.intake, RETURNS)
+    stores.run(ARGUMENT_SPEC, validate.intake, RETURNS)
 
 
 if __name__ == "__main__":

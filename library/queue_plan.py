@@ -120,7 +120,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import plan
 
 ARGUMENT_SPEC = {
@@ -150,7 +150,7 @@ RETURNS: dict[str, object] = {
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, plan.plan, RETURNS)
+    stores.run(ARGUMENT_SPEC, plan.plan, RETURNS)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import prepare
 
 ARGUMENT_SPEC = {
@@ -93,7 +93,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, prepare.preflight, RETURNS)
+    stores.run(ARGUMENT_SPEC, prepare.preflight, RETURNS)
 
 
 if __name__ == "__main__":

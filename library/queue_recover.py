@@ -64,7 +64,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import recover
 
 ARGUMENT_SPEC = {
@@ -79,7 +79,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "placed": 0, "held": 
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, recover.recover, RETURNS)
+    stores.run(ARGUMENT_SPEC, recover.recover, RETURNS)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import report
 
 ARGUMENT_SPEC = {
@@ -69,7 +69,7 @@ RETURNS: dict[str, object] = {"report_file": "", "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, report.report, RETURNS)
+    stores.run(ARGUMENT_SPEC, report.report, RETURNS)
 
 
 if __name__ == "__main__":

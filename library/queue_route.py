@@ -69,7 +69,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -84,7 +84,7 @@ RETURNS: dict[str, object] = {"before": {}, "after": {}, "verdict": "", "checks"
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.route, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.route, RETURNS)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import run
 
 ARGUMENT_SPEC = {
@@ -228,7 +228,7 @@ RETURNS: dict[str, object] = {
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, run.act, RETURNS)
+    stores.run(ARGUMENT_SPEC, run.act, RETURNS)
 
 
 if __name__ == "__main__":

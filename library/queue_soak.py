@@ -79,7 +79,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import validate
 
 ARGUMENT_SPEC = {
@@ -97,7 +97,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, validate.soak, RETURNS)
+    stores.run(ARGUMENT_SPEC, validate.soak, RETURNS)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import report
 
 ARGUMENT_SPEC = {
@@ -57,7 +57,7 @@ RETURNS: dict[str, object] = {"run_id": "", "phase": "", "next": "", "lines": []
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, report.status, RETURNS)
+    stores.run(ARGUMENT_SPEC, report.status, RETURNS)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -103,7 +103,7 @@ RETURNS: dict[str, object] = {
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.transfer, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.transfer, RETURNS)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,16 @@ options:
       - Latency that is always good enough, in milliseconds.
     type: int
     default: 50
+  pickup_seconds:
+    description:
+      - How long a canary may wait for a worker, in seconds. Behind a backlog it is measured and not gated.
+    type: float
+    default: 5.0
+  workers_min:
+    description:
+      - How many workers must serve each queue of the target.
+    type: int
+    default: 1
   deadline:
     description:
       - How long the canaries may take, in seconds.
@@ -80,7 +90,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import validate
 
 ARGUMENT_SPEC = {
@@ -91,6 +101,8 @@ ARGUMENT_SPEC = {
     "observation_seconds": {"type": "int", "default": 0},
     "latency_factor": {"type": "float", "default": 2.0},
     "latency_floor_ms": {"type": "int", "default": 50},
+    "pickup_seconds": {"type": "float", "default": 5.0},
+    "workers_min": {"type": "int", "default": 1},
     "deadline": {"type": "int", "default": 120},
 }
 #: Every key of RETURN with its empty value.
@@ -98,7 +110,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "criteria": [], "line
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, validate.validate, RETURNS)
+    stores.run(ARGUMENT_SPEC, validate.validate, RETURNS)
 
 
 if __name__ == "__main__":

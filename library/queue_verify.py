@@ -72,7 +72,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, progress, runner
+from ansible.module_utils.sluice.shell import arguments, progress, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -94,7 +94,7 @@ RETURNS: dict[str, object] = {
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.verify, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.verify, RETURNS)
 
 
 if __name__ == "__main__":

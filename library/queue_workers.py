@@ -76,7 +76,7 @@ lines:
 """
 
 from ansible.module_utils.sluice.shell import arguments, runner
-from ansible.module_utils.sluice.shell.steps import hosts
+from ansible.module_utils.sluice.shell.steps import processes
 
 ARGUMENT_SPEC = {
     **arguments.SUPERVISOR,
@@ -89,7 +89,7 @@ RETURNS: dict[str, object] = {"processes": [], "leftovers": [], "killed": [], "u
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, hosts.workers, RETURNS)
+    runner.run(ARGUMENT_SPEC, processes.workers, RETURNS)
 
 
 if __name__ == "__main__":

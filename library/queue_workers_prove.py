@@ -56,7 +56,7 @@ lines:
   sample: ["passed   source is empty  0 ready or delayed"]
 """
 
-from ansible.module_utils.sluice.shell import arguments, runner
+from ansible.module_utils.sluice.shell import arguments, stores
 from ansible.module_utils.sluice.shell.steps import movement
 
 ARGUMENT_SPEC = {
@@ -70,7 +70,7 @@ RETURNS: dict[str, object] = {"verdict": "", "checks": [], "lines": []}
 
 
 def main() -> None:
-    runner.run(ARGUMENT_SPEC, movement.workers_gate, RETURNS)
+    stores.run(ARGUMENT_SPEC, movement.workers_gate, RETURNS)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ SHORT = {
     "queue_preflight_watch_seconds": 0,
     "queue_plan_watch_seconds": 0,
     "queue_validate_latency_floor_ms": 10_000,
+    "queue_validate_pickup_seconds": 60,
 }
 _LONGEST_RUN_SECONDS = 900.0
 

@@ -95,6 +95,23 @@ def _relative_offence(found: Import, room: str, inside: Path) -> str | None:
     return f"{room} may not import {reached[0]}"
 
 
+def sent_with(source: str, module_utils: Path) -> set[str]:
+    """The files of ours that Ansible sends to the host with a module of this source, relative to `module_utils`."""
+    found: set[str] = set()
+    waiting: list[tuple[Import, tuple[str, ...]]] = [(reach, ()) for reach in imports_of(source)]
+    while waiting:
+        reach, folder = waiting.pop()
+        start = folder[: len(folder) - (reach.level - 1)] if reach.level else ()
+        names = (*start, *reach.target.removeprefix("ansible.module_utils.").split("."))
+        for parts in (names, names[:-1]):  # a name may be a file, or something in it
+            path = module_utils.joinpath(*parts).with_suffix(".py") if parts else module_utils
+            inside = path.relative_to(module_utils).as_posix()
+            if path.is_file() and inside not in found:
+                found.add(inside)
+                waiting += [(next_, parts[:-1]) for next_ in imports_of(path.read_text())]
+    return found
+
+
 def bound_at_import(source: str) -> list[str]:
     """Lines of `source` that bind Ansible's AnsibleModule when they are imported.
 

@@ -66,6 +66,35 @@ def test_a_right_import_is_not_reported(tmp_path: Path, name: str, source: str) 
     assert imports.package_offences(_package(tmp_path, **{name: source})) == []
 
 
+#: Modules that run on the application's hosts, with the size up to which they are sent there (KB of our source).
+ON_HOSTS = {"queue_config": 40, "queue_revision": 60, "queue_workers": 90, "queue_assess_host": 200}
+
+
+@pytest.mark.parametrize("name", ON_HOSTS)
+def test_hosts_are_sent_nothing_of_the_stores(name: str) -> None:
+    """They have no drivers, and a fleet has many hosts: each step is sent to each of them."""
+    module_utils = tree.PACKAGE.parent
+    sent = imports.sent_with((tree.ROOT / "library" / f"{name}.py").read_text(), module_utils)
+    assert "sluice/shell/runner.py" in sent
+    of_stores = {
+        word for word in ("factory", "ledger", "sql", "redis", "rq") for path in sent if f"adapters/{word}" in path
+    }
+    assert of_stores == set(), sorted(sent)
+    assert sum((module_utils / path).stat().st_size for path in sent) < ON_HOSTS[name] * 1024
+
+
+def test_what_is_sent_is_followed_to_its_end(tmp_path: Path) -> None:
+    package = _package(
+        tmp_path,
+        core__x="X = 1\n",
+        adapters__y="def f():\n    from ..core.x import X\n",
+        adapters__z="",
+        shell__s="from ..adapters import y\n",
+    )
+    sent = imports.sent_with("from ansible.module_utils.sluice.shell import s\n", package.parent)
+    assert sent == {"sluice/shell/s.py", "sluice/adapters/y.py", "sluice/core/x.py"}
+
+
 @pytest.mark.parametrize("path", tree.python_files(tree.ROOT / "module_utils"), ids=tree.shown)
 def test_linting_cannot_run_a_step(path: Path) -> None:
     assert imports.bound_at_import(path.read_text()) == []

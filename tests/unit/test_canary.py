@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import pytest
 from ansible.module_utils.sluice.core.tasks import Place, Sighting
 from ansible.module_utils.sluice.core.verdicts import Verdict
-from ansible.module_utils.sluice.services.canary import most_for_both, one_active_per_user, submit_to_both
+from ansible.module_utils.sluice.services.canary import (
+    accepted_at,
+    follow,
+    most_for_both,
+    one_active_per_user,
+    pickup,
+    submit_to_both,
+)
 
 
 @dataclass(frozen=True)
@@ -121,3 +128,64 @@ def test_one_side_alone_needs_no_more(share: int) -> None:
 def test_an_application_that_refuses_is_not_asked_on_and_on() -> None:
     accepted, refused = submit_to_both(Application(status=503), 0, 20, [], 1, lambda ids: {"source": len(ids)})
     assert (accepted, len(refused)) == ([], 20)
+
+
+# -- pickup -----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds pass by waiting; at each of them one more row changes its place."""
+
+    def __init__(self, *changes: dict[str, Place]) -> None:
+        self.time = 0.0
+        self.places: dict[str, Place] = {}
+        self.changes = list(changes)
+        self.wait(0)
+
+    def now(self) -> float:
+        return 1000 + self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
+        if self.changes:
+            self.places |= self.changes.pop(0)
+
+    def look(self, ids: Sequence[str]) -> dict[str, Sighting]:
+        return {task_id: Sighting(task_id, self.places[task_id]) for task_id in ids if task_id in self.places}
+
+
+def test_a_canary_has_begun_when_it_is_first_seen_not_to_wait() -> None:
+    waiting = {"a": Place.MOVED, "b": Place.READY, "c": Place.DELAYED, "d": Place.CLAIMED}
+    clock = Clock(waiting, {"a": Place.RUNNING}, {"a": Place.FINISHED, "b": Place.FINISHED, "c": Place.LEASED}, {})
+    begun: dict[str, float] = {}
+    places, over = follow(clock, [*"abcdx"], clock, deadline=9, seconds=0.5, begun=begun)
+    assert not over and places["x"] == "missing"
+    assert begun == {"a": 1000.2, "b": 1000.4, "c": 1000.4}
+
+
+def test_canaries_are_accepted_one_after_the_other() -> None:
+    answers = [Answer(201, "a", 0.5), Answer(201, "b", 0.25)]
+    assert accepted_at(answers, 100.0) == {"a": 100.5, "b": 100.75}
+
+
+@pytest.mark.parametrize(
+    ("backlog", "limit", "verdict", "reading"),
+    [
+        (0, 5.0, Verdict.PASSED, "p50 1.0 max 5.0 s over 3; limit 5 s"),
+        (0, 4.9, Verdict.FAILED, "p50 1.0 max 5.0 s over 3; limit 4.9 s"),
+        (7, 4.9, Verdict.PASSED, "p50 1.0 max 5.0 s over 3; behind 7 tasks, so reported and not gated"),
+    ],
+)
+def test_the_slowest_pickup_is_gated_where_nothing_waited_before(
+    backlog: int, limit: float, verdict: Verdict, reading: str
+) -> None:
+    accepted = {"a": 10.0, "b": 11.0, "c": 12.0, "never begun": 12.0}
+    check = pickup(accepted, {"a": 15.0, "b": 11.0, "c": 13.0}, limit, backlog)
+    assert (check.verdict, check.reading) == (verdict, reading)
+
+
+def test_a_pickup_that_nobody_saw_is_unknown() -> None:
+    assert pickup({"a": 10.0}, {}, 5.0, 0).verdict is Verdict.UNKNOWN

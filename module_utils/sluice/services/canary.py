@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +15,9 @@ from ..ports.surroundings import Clock
 #: Users who may try twice before nobody knows whether the constraint holds.
 PAIRS = 10
 _ENDED = (Place.FINISHED, Place.FAILED, Place.CANCELLED)
+_WAITING = (Place.READY, Place.DELAYED, Place.CLAIMED, Place.MOVED)
+#: How often the rows of canaries are looked at (seconds): no pickup is seen faster.
+LOOK_SECONDS = 0.2
 #: How likely canaries may by chance alone all go to one side of a share.
 _CHANCE = 1e-6
 
@@ -79,6 +82,30 @@ def latency_of(seconds: Sequence[float]) -> Latency | None:
     return Latency(len(ordered), rank(0.50), rank(0.95), rank(0.99))
 
 
+def accepted_at(answers: Sequence[Answer], begun: float) -> dict[str, float]:
+    """When each was accepted (epoch seconds), at the latest: they were submitted one after the other from ``begun``."""
+    moments, at = {}, begun
+    for answer in answers:
+        at += answer.seconds
+        moments[answer.task_id] = at
+    return moments
+
+
+def pickup(accepted: Mapping[str, float], begun: Mapping[str, float], limit: float, backlog: int) -> Check:
+    """How long canaries waited for a worker. Behind a backlog that says nothing of the workers: not gated then.
+
+    :param limit: seconds that the slowest may have waited
+    :param backlog: tasks that waited before the canaries came
+    """
+    waits = sorted(max(0.0, begun[task_id] - at) for task_id, at in accepted.items() if task_id in begun)
+    if not waits:
+        return Check.of("pickup", None, "no canary was begun", "look at the workers.")
+    reading = f"p50 {waits[(len(waits) - 1) // 2]:.1f} max {waits[-1]:.1f} s over {len(waits)}"
+    if backlog:
+        return Check.of("pickup", True, f"{reading}; behind {backlog} tasks, so reported and not gated")
+    return Check.of("pickup", waits[-1] <= limit, f"{reading}; limit {limit:g} s", "start more workers.")
+
+
 @dataclass(frozen=True, slots=True)
 class Canaries:
     """What became of a set of canaries: places by task id, those refused, and the latency of the answers."""
@@ -140,22 +167,33 @@ def submit_to_both(
 
 
 def follow(
-    rows: Rows, ids: Sequence[str], clock: Clock, deadline: float, seconds: float
+    rows: Rows,
+    ids: Sequence[str],
+    clock: Clock,
+    deadline: float,
+    seconds: float,
+    begun: MutableMapping[str, float] | None = None,
 ) -> tuple[dict[str, str], bool]:
     """Wait up to ``seconds`` for canaries to end; returns their places, and whether all ended or the deadline came.
 
     :param deadline: on the monotonic clock
+    :param begun: is filled with the moment (epoch seconds) at which each was first seen not to wait any more
     """
     until = min(deadline, clock.monotonic() + seconds)
     while True:
         seen = rows.look(list(ids))
         places = {task_id: str(seen[task_id].place) if task_id in seen else "missing" for task_id in ids}
+        if begun is not None:
+            now = clock.now()
+            for task_id, place in places.items():
+                if place not in _WAITING and place != "missing":
+                    begun.setdefault(task_id, now)
         ended = all(p in _ENDED for p in places.values())
         if ended or clock.monotonic() >= deadline:
             return places, True
         if clock.monotonic() >= until:
             return places, False
-        clock.wait(0.2)
+        clock.wait(LOOK_SECONDS)
 
 
 def one_active_per_user(application: Application, rows: Rows, first_user: int, pairs: int = PAIRS) -> Check:

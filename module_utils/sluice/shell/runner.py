@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils import basic
 
 from ..adapters.system_clock import SystemClock
 from ..core.errors import SluiceError
-from ..core.tasks import Lease
 from ..core.verdicts import Gate
-from ..ports.ledger import Run
-from ..services import run as runs
-
-if TYPE_CHECKING:
-    from ..adapters.factory import System
 
 #: Seconds of work between two progress lines.
 SLICE_SECONDS = 8.0
@@ -51,61 +43,32 @@ class Given:
     check_mode: bool
     secrets: tuple[str, ...] = ()
 
-    @cached_property
-    def system(self) -> System:
-        """The stores of this call. In check mode Redis is reached by a client that cannot write."""
-        # Here, and not above: a step on an application's host reaches no store, and has no driver there.
-        from ..adapters.factory import Settings, System
-
-        return System(
-            Settings(
-                db_url=self.params["db_url"],
-                redis_url=self.params["redis_url"],
-                mapping=Path(self.params["mapping"]),
-                read_only=self.check_mode,
-                target_sql_accounts=tuple(self.params.get("target_sql_accounts") or ()),
-                target_redis_users=tuple(self.params.get("target_redis_users") or ()),
-                producer_redis_users=tuple(self.params.get("producer_redis_users") or ()),
-                mover=self.params.get("mover") or "",
-            )
-        )
-
     @property
     def clock(self) -> SystemClock:
         """Time, for steps that touch no store."""
         return SystemClock()
 
-    @property
-    def owner(self) -> str:
-        """The lease's owner."""
-        return str(self.params["owner"])
 
-    def resume(self) -> tuple[Run, Lease]:
-        """What every writing step begins with: the open run, and its lease under a new token.
-
-        :raises RunConflict: no run is open, it is another owner's, its mapping changed, or the database was restored
-        """
-        system = self.system
-        found = system.ledger.open_run()
-        system.impatient = runs.is_emergency(found)
-        usable = runs.target_usable(system.ledger, found)
-        mirrored = system.target.read_stamp()[1] if usable else 0
-        return runs.continue_run(system.ledger, system.mapping, self.owner, mirrored)
+G = TypeVar("G", bound=Given)
 
 
-Step = Callable[[Given], Result]
+def run(spec: Mapping[str, Any], step: Callable[[Given], Result], returns: Mapping[str, Any]) -> None:
+    """Run one step that reaches no store as an Ansible module.
+
+    :param returns: every key of the module's RETURN with its empty value; all are there on every exit, failures too
+    """
+    run_given(Given, spec, step, returns)
 
 
-def run(spec: Mapping[str, Any], step: Step, returns: Mapping[str, Any]) -> None:
-    """Run one step as an Ansible module.
+def run_given(given: type[G], spec: Mapping[str, Any], step: Callable[[G], Result], returns: Mapping[str, Any]) -> None:
+    """Run one step as an Ansible module; it is handed what ``given`` makes of its options.
 
     :param returns: every key of the module's RETURN with its empty value; all are there on every exit, failures too
     """
     module = basic.AnsibleModule(argument_spec=dict(spec), supports_check_mode=True)
     secrets = secret_parts(module.params, spec)
-    given = Given(module.params, module.check_mode, secrets)
     try:
-        result = {**returns, **step(given)}
+        result = {**returns, **step(given(module.params, module.check_mode, secrets))}
     except SluiceError as error:
         module.fail_json(**{**returns, "changed": False}, msg=redacted(str(error), secrets))
         return
@@ -177,3 +140,8 @@ def gate_lines(gate: Gate) -> list[str]:
         return [f"{gate.name}: nothing was checked"]
     width = max(len(c.name) for c in gate.checks)
     return [f"{c.verdict.value:<8} {c.name:<{width}}  {c.reading}" for c in gate.checks]
+
+
+def names(processes: Sequence[Mapping[str, Any]]) -> str:
+    """Processes in a message: the first few, by host and name."""
+    return ", ".join(f"{p.get('host', '')}:{p.get('name', '')}" for p in processes[:6])

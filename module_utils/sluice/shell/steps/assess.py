@@ -25,7 +25,8 @@ from ...services.assess import (
     Thresholds,
     judge,
 )
-from ..runner import SHARE_OF_LIMIT, Given, Result
+from ..runner import SHARE_OF_LIMIT, Result
+from ..stores import Given
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from ...services import fence as fences
 from ...services import run as runs
 from ...services.transfer import Pace, Transfer
 from ...services.verify import Verification, Verified, rules_of
-from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+from ..runner import SLICE_SECONDS, Result, gate_lines, gate_result
+from ..stores import Given
 
 SIDE = "target"
 #: The two ends that a way back empties one after the other.

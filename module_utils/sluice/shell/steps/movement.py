@@ -20,9 +20,9 @@ from ...services import run as runs
 from ...services.transfer import Pace, Transfer
 from ...services.verify import Expected, Verification, Verified, balance_gate, rules_of
 from ..progress import Reporter, pace
-from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+from ..runner import SLICE_SECONDS, Result, gate_lines, gate_result, names
+from ..stores import Given
 from . import back
-from .hosts import names
 
 #: On a host that it shares with the application, the mover's process yields to it.
 GUEST_NICENESS = 10

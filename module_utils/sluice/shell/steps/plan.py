@@ -11,7 +11,8 @@ from ...core.phases import Phase
 from ...core.verdicts import Check, Verdict
 from ...services import plan as plans
 from ...services import run as runs
-from ..runner import Given, Result, gate_lines
+from ..runner import Result, gate_lines
+from ..stores import Given
 from .prepare import TASK_BYTES, preflight_gate
 
 #: Tasks per second, the default of the role queue_transfer; a run of this system's own is taken where there is one.

@@ -28,7 +28,8 @@ from ...services.preflight import preflight as judge
 from ...services.round_trip import round_trip
 from ...services.verify import rules_of
 from ..progress import BYTES, Reporter
-from ..runner import Given, Result, gate_lines, gate_result
+from ..runner import Result, gate_lines, gate_result
+from ..stores import Given
 from .validate import application_of
 
 #: Bytes one task takes in Redis with its hash, queue entry and marker (measured on RQ 3: 1.84 KB and our marker).

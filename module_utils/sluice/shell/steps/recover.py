@@ -21,7 +21,8 @@ from ...services import fence as fences
 from ...services import run as runs
 from ...services.recover import recover as place_again
 from ...services.verify import Verification
-from ..runner import Given, Result, gate_lines, gate_result
+from ..runner import Result, gate_lines, gate_result
+from ..stores import Given
 from . import back
 
 

@@ -12,7 +12,8 @@ from ...core.errors import SluiceError
 from ...core.phases import Phase
 from ...ports.ledger import Event, Run
 from ...services import run as runs
-from ..runner import Given, Result
+from ..runner import Result
+from ..stores import Given
 from .movement import balance_lines
 
 NEXT = {

@@ -21,7 +21,8 @@ from ...services import route as routes
 from ...services import run as runs
 from ...services.transfer import abort
 from ...services.verify import Verification, rules_of
-from ..runner import Given, Result, gate_lines
+from ..runner import Result, gate_lines
+from ..stores import Given
 from . import back
 
 STAMP_LOST = (

@@ -15,7 +15,8 @@ from ...ports.ledger import Run
 from ...services import canary as canaries
 from ...services import run as runs
 from ...services.verify import Verification, balance_gate
-from ..runner import SLICE_SECONDS, Given, Result, gate_lines, gate_result
+from ..runner import SLICE_SECONDS, Result, gate_lines, gate_result
+from ..stores import Given
 
 
 def intake(given: Given) -> Result:
@@ -161,14 +162,18 @@ def validate(given: Given) -> Result:
     application, form, first = application_of(given)
     cursor: dict[str, Any] = dict(params["cursor"])
     if not cursor:
+        waiting, begun = _waiting_at_target(system), time.time()
         answers, refused = canaries.submit(application, first, max(20, 4 * len(form.priorities)), form.priorities)
         cursor = {
             "until": time.time() + params["deadline"], "ids": [a.task_id for a in answers], "refused": refused,
             "times": [a.seconds for a in answers], "step": "canaries", "begun": time.time(),
+            "accepted": canaries.accepted_at(answers, begun), "picked_up": {}, "backlog": waiting,
         }  # fmt: skip
     if cursor["step"] == "canaries":
         deadline = system.clock.monotonic() + max(0.0, cursor["until"] - time.time())
-        places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS)
+        picked_up = dict(cursor["picked_up"])
+        places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS, picked_up)
+        cursor["picked_up"] = picked_up
         if not over:
             ended = sum(p == Place.FINISHED for p in places.values())
             return {"changed": True, "lines": [f"canaries: {ended} of {len(places)} finished"], "cursor": cursor}
@@ -187,6 +192,14 @@ def validate(given: Given) -> Result:
     gates = [
         Gate("canaries", (_canaries_finished(cursor),)),
         Gate("latency", (_latency(given, run.id, cursor),)),
+        Gate(
+            "pickup",
+            (
+                canaries.pickup(
+                    cursor["accepted"], cursor["picked_up"], float(params["pickup_seconds"]), cursor["backlog"]
+                ),
+            ),
+        ),
         Gate("user constraint", (_constraint(given, application, first + 90),)),
         Gate("observation", tuple(_observed(given, cursor))),
     ]
@@ -292,7 +305,7 @@ def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
             f"{left} ready or delayed",
             "run playbooks/migrate.yml again: it moves stragglers.",
         ),
-        *system.target.worker_checks(system.clock.now(), 1),
+        *system.target.worker_checks(system.clock.now(), given.params["workers_min"]),
         Check.of(
             "backlog",
             True,

@@ -1,4 +1,4 @@
-"""The steps on the application's own hosts: processes, settings, signs of health.
+"""The worker processes of one application host: started, drained, reloaded, killed.
 
 Those hosts have a Python and nothing else of ours, so nothing here leads to a driver of a store or to its packages.
 """
@@ -7,20 +7,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from ...adapters.dotenv_file import DotenvFile
-from ...adapters.host_signs import ask_health, read_logs
 from ...adapters.supervision import supervisor
-from ...core.errors import SluiceError, StoreError
-from ...ports.assessment import HealthSigns, LogSigns
+from ...core.errors import StoreError
 from ...ports.surroundings import Supervisor, WorkerProcess
-from ...services import assess as service
 from ...services import drain as drains
-from ...services.assess import Answer, Asking
-from ..runner import SHARE_OF_LIMIT, SLICE_SECONDS, Given, Result, redacted
+from ..runner import SLICE_SECONDS, Given, Result, names
 
 
 def workers(given: Given) -> Result:
@@ -123,113 +115,3 @@ def _process_line(process: WorkerProcess) -> str:
     if process.unknown:
         return f"{process.host}  {process.name}: whether it is the group's cannot be read"
     return f"{process.host}  {process.name:<24} {process.state.lower():<10} pid {process.pid or '-'}"
-
-
-def names(processes: Sequence[Mapping[str, Any]]) -> str:
-    """Processes in a message: the first few, by host and name."""
-    return ", ".join(f"{p.get('host', '')}:{p.get('name', '')}" for p in processes[:6])
-
-
-def config(given: Given) -> Result:
-    """Keep the managed keys of the application's configuration file, each exactly once; all else byte for byte."""
-    params = given.params
-    file = DotenvFile(Path(params["path"]), [str(k) for k in params["secrets"]])
-    values = {str(k): _written(v) for k, v in [*params["values"].items(), *params["secrets"].items()]}
-    absent: list[str] = []
-    if params["state"] == "absent":
-        values, absent = {}, list(values)
-    change = file.apply(values, run_id=params["run_id"], absent=absent, check_mode=given.check_mode)
-    return {
-        "changed": change.changed,
-        "backup_file": change.backup,
-        "diff": {
-            "before": change.before,
-            "after": change.after,
-            "before_header": change.path,
-            "after_header": change.path,
-        },
-        "lines": [f"{change.path}: {_outcome(change.changed, given.check_mode)}"],
-    }
-
-
-def _outcome(changed: bool, check_mode: bool) -> str:
-    if not changed:
-        return "as wanted"
-    return "would be written" if check_mode else "written"
-
-
-def _written(value: object) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
-
-
-def host(given: Given) -> Result:
-    """What one application host or worker host shows of itself: health, errors in the logs, worker processes."""
-    params = given.params
-    clock = given.clock
-    logs = Asking(
-        lambda: read_logs(
-            params["log_files"],
-            kilobytes=params["log_kilobytes"],
-            minutes=params["log_minutes"],
-            now=clock.now(),
-            redact=lambda text: redacted(text, given.secrets),
-        ),
-        service.LOG_SECONDS,
-        clock,
-    )
-    health = (
-        Asking(lambda: ask_health(params["health_url"], seconds=service.HEALTH_SECONDS * SHARE_OF_LIMIT),
-               service.HEALTH_SECONDS, clock)
-        if params["health_url"] else None
-    )  # fmt: skip
-    workers = Asking(lambda: _workers(params), service.HEALTH_SECONDS, clock) if params["group"] else None
-    read = logs.wait()
-    found = read.value if read.value is not None else [LogSigns(p, problem=read.problem) for p in params["log_files"]]
-    said = health.wait() if health else None
-    kept = workers.wait() if workers else None
-    result: Result = {
-        "changed": False,
-        "health": _health(said),
-        "logs": [
-            {"path": log.path, "errors": log.errors, "last": list(log.last), "problem": log.problem} for log in found
-        ],
-        "workers": kept.value if kept is not None and kept.value is not None else -1,
-        "workers_problem": kept.problem if kept is not None else "",
-    }
-    return {**result, "lines": list(_host_lines(result))}
-
-
-def _health(said: Answer[HealthSigns] | None) -> dict[str, Any]:
-    if said is None:
-        return {}
-    if said.value is None:
-        return {"status": 0, "latency": service.HEALTH_SECONDS, "detail": said.problem}
-    return {"status": said.value.status, "latency": said.value.latency, "detail": said.value.detail}
-
-
-def _workers(params: Mapping[str, Any]) -> int:
-    keeper = supervisor(
-        params["supervisor"],
-        socket=params["socket"],
-        units={params["group"]: params["units"]},
-        host=params["host_label"],
-    )
-    try:
-        return sum(process.alive for process in keeper.list(params["group"]))
-    except OSError as error:
-        raise SluiceError(f"the supervisor does not answer: {error}.", where=params["host_label"]) from error
-
-
-def _host_lines(result: Mapping[str, Any]) -> Iterable[str]:
-    health = result["health"]
-    if health:
-        said = f"HTTP {health['status']}" if health["status"] else health["detail"]
-        yield f"health   {said}"
-    if result["workers"] >= 0 or result["workers_problem"]:
-        yield f"workers  {result['workers_problem'] or result['workers']}"
-    if result["logs"]:
-        errors = sum(log["errors"] for log in result["logs"])
-        unread = sum(bool(log["problem"]) for log in result["logs"])
-        yield f"logs     {errors} errors in {len(result['logs'])} files" + (
-            f", {unread} not readable" if unread else ""
-        )
