@@ -33,7 +33,7 @@ _names = itertools.count(1)
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMariaDB]:
     """A MariaDB of this test session."""
-    server = PrivateMariaDB(tmp_path_factory.mktemp("mariadb"), free_port(34000 + _offset()))
+    server = PrivateMariaDB(tmp_path_factory.mktemp("mariadb"), free_port())
     server.start()
     yield server
     server.stop()
@@ -42,15 +42,10 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMariaDB
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
     """A Redis of this test session, with AOF."""
-    server = PrivateRedis(tmp_path_factory.mktemp("redis"), free_port(44000 + _offset()), "test-password")
+    server = PrivateRedis(tmp_path_factory.mktemp("redis"), free_port(), "test-password")
     server.start()
     yield server
     server.stop()
-
-
-def _offset() -> int:
-    """Another range of ports for every process, so that two sessions side by side rarely try the same one."""
-    return (os.getpid() % 400) * 10
 
 
 @pytest.fixture

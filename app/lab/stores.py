@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -26,23 +27,35 @@ from redis.exceptions import AuthenticationError, RedisError
 LOOPBACK = "127.0.0.1"
 _SOCKET_PATH_LIMIT = 107
 _POLL_SECONDS = 0.05
+_ANY_PORT = range(10_000, 21_000)
+#: Held while this process lives; the kernel lets go of them however it ends.
+_claims: list[socket.socket] = []
 
 
 class StoreError(Exception):
     """A private server could not be set up, started or ended; the message says which and where its log is."""
 
 
-def free_port(first: int, last: int | None = None) -> int:
-    """The first port from ``first`` that nothing on loopback listens on; at most ``last``."""
-    for port in range(first, (last if last is not None else min(first + 500, 65535)) + 1):
+def free_port(first: int | None = None) -> int:
+    """A port on loopback that nothing listens on, and that this process alone is given until it ends.
+
+    :param first: where to begin to look, at most 500 further; without it, anywhere from 10000 to 20999. Both are below
+        the ports that the kernel gives to outgoing connections: one of those may take a port before its server does.
+    """
+    candidates = range(first, first + 501) if first is not None else random.sample(_ANY_PORT, 500)
+    for port in candidates:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                claim.bind(f"\0sluice-port-{port}")
                 probe.bind((LOOPBACK, port))
             except OSError:
+                claim.close()
                 continue
-            return port
-    raise StoreError(f"no free port on {LOOPBACK} from {first}; end what listens there or choose another range")
+        _claims.append(claim)
+        return port
+    raise StoreError(f"no free port on {LOOPBACK} from {min(candidates)}; end what listens there")
 
 
 def run_directory(directory: Path) -> Path:

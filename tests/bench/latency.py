@@ -78,7 +78,7 @@ def application(stores: Stores, where: Addresses, name: str = "captions", **more
     directory.mkdir(mode=0o700, exist_ok=True)
     images = directory / "images"
     make_images(images)
-    port = free_port(26000 + os.getpid() % 400 * 10)
+    port = free_port()
     env_file = directory / "captions.env"
     lines = {
         "DATABASE_URL": where.database_url,

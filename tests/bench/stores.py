@@ -122,9 +122,8 @@ def database_of(where: Addresses) -> str:
 def private_stores(buffer_pool_mb: int = 256) -> Iterator[Stores]:
     """Start both servers in a temporary directory; end them and remove it."""
     directory = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
-    offset = os.getpid() % 400 * 10
-    mariadb = PrivateMariaDB(directory / "mariadb", free_port(36000 + offset), buffer_pool_mb)
-    redis = PrivateRedis(directory / "redis", free_port(46000 + offset), secrets.token_hex(16))
+    mariadb = PrivateMariaDB(directory / "mariadb", free_port(), buffer_pool_mb)
+    redis = PrivateRedis(directory / "redis", free_port(), secrets.token_hex(16))
     try:
         mariadb.start()
         redis.start()

@@ -102,8 +102,8 @@ class World:
             with contextlib.suppress(pytest.skip.Exception):
                 self.disks["database"] = self._open.enter_context(small_disk(database / "data", 400))
                 self.disks["redis"] = self._open.enter_context(small_disk(redis, 64))
-        self.mariadb = ChangedMariaDB(database, free_port(39900), "--innodb-fast-shutdown=2")
-        self.redis = SkewedRedis(redis, free_port(48900), "test-password", 0.0)
+        self.mariadb = ChangedMariaDB(database, free_port(), "--innodb-fast-shutdown=2")
+        self.redis = SkewedRedis(redis, free_port(), "test-password", 0.0)
         for server in (self.mariadb, self.redis):
             self._open.callback(server.kill)
             server.start()

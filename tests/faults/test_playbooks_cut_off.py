@@ -51,7 +51,7 @@ def test_a_worker_that_still_reaches_redis_runs_nothing_it_no_longer_owns(tmp_pa
         far.write_bytes(lab.layout.env_file.read_bytes())
         far.chmod(0o600)
         lab.lab.supervisor.stop_group("rqworkers")
-        with lab.traffic(rate=15, hz=4):
+        with lab.traffic(rate=5, hz=4):
             until(lambda: lab.count("custody = 'rq' AND status = 'queued'") >= 60, "tasks born in RQ")
             lab.run("emergency-rollback", queue_redis_url=GONE, queue_run_reason="cut off").done()
         assert lab.count("custody <> 'db' AND status IN ('queued', 'running')") == 0

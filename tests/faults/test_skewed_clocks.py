@@ -45,8 +45,8 @@ def skewed(tmp_path: Path) -> Iterator[Skewed]:
     with ExitStack() as open_:
 
         def make(database: float, redis: float) -> Scene:
-            mariadb = ChangedMariaDB(tmp_path / "mariadb", free_port(39800), skew=database)
-            queues = SkewedRedis(tmp_path / "redis", free_port(48800), "test-password", redis)
+            mariadb = ChangedMariaDB(tmp_path / "mariadb", free_port(), skew=database)
+            queues = SkewedRedis(tmp_path / "redis", free_port(), "test-password", redis)
             for server in (mariadb, queues):
                 open_.callback(server.stop)
                 server.start()

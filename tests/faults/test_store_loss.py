@@ -118,7 +118,7 @@ def test_redis_is_emptied(scene: Scene, arrow: str) -> None:
 @pytest.fixture
 def mortal(tmp_path: Path, redis_url: str) -> Iterator[tuple[Scene, PrivateMariaDB]]:
     """A scene over a MariaDB of its own, which may be killed."""
-    server = PrivateMariaDB(tmp_path / "mariadb", free_port(39000))
+    server = PrivateMariaDB(tmp_path / "mariadb", free_port())
     server.start()
     try:
         with server.connect_as_root() as root:

@@ -219,7 +219,7 @@ def test_a_redis_that_throws_keys_away_costs_no_task(mixed: Scene) -> None:
 
 
 def test_the_database_is_killed_and_restarted(tmp_path: Path, redis_url: str) -> None:
-    server = PrivateMariaDB(tmp_path / "mariadb", free_port(39000))
+    server = PrivateMariaDB(tmp_path / "mariadb", free_port())
     server.start()
     try:
         with server.connect_as_root() as root:

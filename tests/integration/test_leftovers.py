@@ -25,15 +25,9 @@ from redis import Redis
 from rq import Queue
 
 from lab.stores import PrivateRedis
+from oracle.patience import listens, until
 
 pytestmark = pytest.mark.real
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 @dataclass
@@ -52,7 +46,7 @@ class Daemon:
         """Let the queue's worker begin a job; the pid of its horse."""
         client = Redis.from_url(self.redis_url)
         job = Queue(queue, connection=client).enqueue(time.sleep, seconds)
-        eventually(lambda: job.get_status(refresh=True) == "started")
+        until(lambda: job.get_status(refresh=True) == "started")
         client.close()
         [main] = self.workers.list(queue)
         return children(main.pid)[-1]  # the newest, after a scheduler
@@ -70,7 +64,7 @@ class Daemon:
             states = [client.hmget(key, "pid", "state") for key in keys if client.type(key) == "hash"]
             return now != str(main.pid) and [now, "idle"] in states
 
-        eventually(waiting)
+        until(waiting)
         client.close()
 
 
@@ -112,7 +106,7 @@ def start(folder: Path, redis_url: str, groups: Mapping[str, str]) -> Daemon:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    eventually((folder / "s.sock").exists)
+    until(lambda: listens(folder / "s.sock"))
     return Daemon(folder, redis_url, process)
 
 
@@ -182,7 +176,7 @@ def test_a_scheduler_outlives_its_worker_and_ends_when_asked(begin: Callable[...
     """A drain asks it, lets the horse finish, and calls neither proved."""
     daemon = begin(high="--with-scheduler high")
     [main] = daemon.workers.list("high")
-    eventually(lambda: len(children(main.pid)) == 1)
+    until(lambda: len(children(main.pid)) == 1)
     [scheduler] = children(main.pid)
     horse = daemon.run_job("high", 6)
     daemon.kill_worker("high")

@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_redis_is_named(redis_url: str, redis_server: Priva
 
 
 def test_a_redis_without_a_login_is_seen(tmp_path: Path) -> None:
-    server = PrivateRedis(tmp_path, free_port(47000), "pw")
+    server = PrivateRedis(tmp_path, free_port(), "pw")
     server.start()
     try:
         client = redis_connect.connect(server.url())

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from ansible.module_utils.sluice.adapters.supervisord import SupervisordWorkers
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import StoreError
 from ansible.module_utils.sluice.services.drain import drain
+
+from oracle.patience import listens, until
 
 WAIT = "open(sys.argv[1], 'w')\ntime.sleep(120)"
 POLITE = f"import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n{WAIT}"
@@ -34,13 +35,6 @@ def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="sv-"))
     yield path
     shutil.rmtree(path)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -84,7 +78,7 @@ def workers(directory: Path) -> Iterator[SupervisordWorkers]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # what tests beside this one run is none of its leftovers, whatever it hides
     )
-    eventually((directory / "s.sock").exists)
+    until(lambda: listens(directory / "s.sock"))
     yield SupervisordWorkers(str(directory / "s.sock"), "app1")
     if process.poll() is None:
         # Two ignore SIGTERM, and supervisord waits a minute for each of them.
@@ -97,7 +91,7 @@ def workers(directory: Path) -> Iterator[SupervisordWorkers]:
 def test_a_drain_tells_those_who_ended_from_those_it_killed(workers: SupervisordWorkers, directory: Path) -> None:
     assert workers.start("legacy") is True
     assert workers.start("legacy") is False
-    eventually(lambda: all((directory / f"{name}.up").exists() for name in ("polite", "deaf")))
+    until(lambda: all((directory / f"{name}.up").exists() for name in ("polite", "deaf")))
     clock = SystemClock()
     arguments = {"deadline": clock.now() + 5, "slice_seconds": 1.0}
 
@@ -139,7 +133,7 @@ def test_what_started_supervisord_is_no_leftover_however_little_it_shows(
 def test_what_supervisord_itself_killed_is_not_graceful(workers: SupervisordWorkers) -> None:
     workers.start("impatient")
     assert workers.request_stop("impatient") is True
-    eventually(lambda: not workers.list("impatient")[0].alive)
+    until(lambda: not workers.list("impatient")[0].alive)
     assert workers.list("impatient")[0].exit == -1
 
 
@@ -148,7 +142,7 @@ def test_what_never_ran_or_ended_at_once_has_no_known_exit(workers: SupervisordW
     assert (idle.alive, idle.exit, idle.graceful) == (False, None, False)
     with pytest.raises(StoreError, match="hasty did not start"):
         workers.start("hasty")
-    eventually(lambda: not workers.list("hasty")[0].alive)  # until its supervisor has given up
+    until(lambda: not workers.list("hasty")[0].alive)  # until its supervisor has given up
     [hasty] = workers.list("hasty")
     assert (hasty.alive, hasty.exit) == (False, None)
 
@@ -159,7 +153,7 @@ def test_a_reload_reaches_what_runs(workers: SupervisordWorkers, directory: Path
     workers.start("web")
     [before] = workers.list("web")
     assert workers.reload("web") is True
-    eventually((directory / "web.up.again").exists)
+    until((directory / "web.up.again").exists)
     assert workers.list("web")[0].pid == before.pid
 
 

@@ -86,7 +86,7 @@ def test_a_set_is_kept_scaled_and_restarted(runtime: Runtime) -> None:
 @pytest.mark.parametrize("runtime", [SET | {"WORK_MS": "3000"}], indirect=True)
 def test_workers_begin_and_end_with_gunicorn_and_finish_what_they_do(runtime: Runtime) -> None:
     runtime.route(100)
-    port = free_port(26000 + os.getpid() % 400 * 10)
+    port = free_port()
     gunicorn = ("gunicorn", "--config", "python:captions.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     with running(runtime, *gunicorn) as process:
         until(has(runtime, {"urgent+high": 1, "low": 1}), "workers of Gunicorn")
@@ -100,7 +100,7 @@ def test_workers_begin_and_end_with_gunicorn_and_finish_what_they_do(runtime: Ru
 
 @pytest.mark.parametrize("runtime", [SET], indirect=True)
 def test_workers_do_not_outlive_a_killed_gunicorn(runtime: Runtime) -> None:
-    port = free_port(26000 + os.getpid() % 400 * 10)
+    port = free_port()
     gunicorn = ("gunicorn", "--config", "python:captions.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     with running(runtime, *gunicorn) as process:
         until(has(runtime, {"urgent+high": 1, "low": 1}), "workers of Gunicorn")

@@ -124,7 +124,7 @@ def test_the_severity_that_is_stated(site: Site, stated: str, book: str) -> None
 def test_redis_is_down(site: Site, planted_secrets: PlantedSecrets) -> None:
     in_target(site)
     port = site.redis_url.rsplit(":", 1)[1].split("/")[0]
-    found = assess(site, redis_url=site.redis_url.replace(f":{port}/", f":{free_port(46000)}/"), severity="low")
+    found = assess(site, redis_url=site.redis_url.replace(f":{port}/", f":{free_port()}/"), severity="low")
     assert (found["function"], found["integrity"], found["severity"]) == ("none", "unknown", "critical")
     assert (found["action"], found["next"]) == ("emergency rollback", NEXT + "emergency-rollback.yml")
     assert "no answer" in answer(found, "Redis")["reading"]
@@ -314,7 +314,7 @@ def test_the_database_was_restored_under_a_living_redis(site: Site) -> None:
 @pytest.fixture
 def other_mariadb(tmp_path: Path) -> Iterator[PrivateMariaDB]:
     """A database server that may be frozen without holding up the other tests."""
-    server = PrivateMariaDB(tmp_path / "other", free_port(35500), buffer_pool_mb=32)
+    server = PrivateMariaDB(tmp_path / "other", free_port(), buffer_pool_mb=32)
     server.start()
     yield server
     server.stop()
@@ -477,7 +477,7 @@ def test_a_log_of_hours_ago_has_no_errors_of_now(site: Site, tmp_path: Path) -> 
 def test_a_host_whose_application_and_supervisor_do_not_answer(site: Site, tmp_path: Path) -> None:
     said = site.call(
         "queue_assess_host",
-        health_url=f"http://127.0.0.1:{free_port(47500)}/health",
+        health_url=f"http://127.0.0.1:{free_port()}/health",
         group="rqworkers",
         supervisor="supervisord",
         socket=str(tmp_path / "none.sock"),

@@ -51,7 +51,7 @@ def test_redis_is_not_to_be_had(site: Site, planted_secrets: PlantedSecrets, nam
     site.seed(3)
     site.open(at_the_right_phase(name))
     port = site.redis_url.rsplit(":", 1)[1].split("/")[0]
-    silent = site.redis_url.replace(f":{port}/", f":{free_port(46000)}/")
+    silent = site.redis_url.replace(f":{port}/", f":{free_port()}/")
     wrong = planted_secrets.plant("wrong").removesuffix("@s3")
     with site.unchanged(lease=False):
         outcome = site.call(name, redis_url=silent)
@@ -74,7 +74,7 @@ def test_the_database_is_not_to_be_had(site: Site, planted_secrets: PlantedSecre
             "Access denied",
             "check user and password of the database URL",
         ),
-        site.db_url.replace(f":{port}/", f":{free_port(36000)}/"): ("check host and port of the database URL",),
+        site.db_url.replace(f":{port}/", f":{free_port()}/"): ("check host and port of the database URL",),
         # The mover's account has no right to a database that is not the application's: the server does not even say
         # whether it exists.
         f"{site.db_url.rsplit('/', 1)[0]}/sluice_nowhere": (

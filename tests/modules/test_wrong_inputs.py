@@ -136,7 +136,7 @@ def test_a_redis_without_persistence(site: Site) -> None:
 
 def test_a_redis_that_is_a_replica(site: Site) -> None:
     site.open()
-    site.client.replicaof("127.0.0.1", str(free_port(47000)))
+    site.client.replicaof("127.0.0.1", str(free_port()))
     try:
         outcome = site.call("queue_preflight")
     finally:

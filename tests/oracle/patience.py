@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 #: Long enough on the slowest machine: it only ends a wait for what will never come. No promise is measured by it.
 PATIENCE_SECONDS = 300.0
@@ -25,3 +27,9 @@ def until_none(left: Callable[[], int], what: str, every: float = 0.1) -> None:
     while before:
         until(lambda before=before: left() < before, f"fewer than {before} {what}", every)  # type: ignore[misc]
         before = left()
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody answers at a unix socket: it is there a moment before."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(str(path)) == 0
