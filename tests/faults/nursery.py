@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from faults import ROOT, TESTS
+from oracle.patience import PATIENCE_SECONDS
 
 
 class Nursery:
@@ -85,7 +86,7 @@ class Child:
         if self.status is None:
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 90.0) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Its exit status; AssertionError when it does not end in time."""
         deadline = time.monotonic() + seconds
         while (status := self.status) is None:

@@ -23,6 +23,7 @@ from ansible.module_utils.sluice.ports.ledger import Run
 from faults import ROOT, TESTS
 from oracle import backlog
 from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
+from oracle.patience import PATIENCE_SECONDS
 from oracle.picture import image_names
 from stores_fixture import load_mapping
 
@@ -151,7 +152,7 @@ class Scene:
         """A mover; the options are those of ``faults.mover``."""
         return self.start("faults.mover", *options)
 
-    def ending(self, process: subprocess.Popen[str], seconds: float = 60.0) -> Ending:
+    def ending(self, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> Ending:
         """Wait for a mover."""
         stdout, _ = process.communicate(timeout=seconds)
         log = (self.directory / f"process-{self.processes.index(process)}.log").read_text()
@@ -180,7 +181,7 @@ class Scene:
             ending = self.ending_of_worker(process)
             assert ending == 0, self.log_of(process)
 
-    def ending_of_worker(self, process: subprocess.Popen[str], seconds: float = 90.0) -> int:
+    def ending_of_worker(self, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for a worker."""
         process.communicate(timeout=seconds)
         return process.returncode

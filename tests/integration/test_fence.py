@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pymysql
@@ -28,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lab.stores import PrivateMariaDB, PrivateRedis
+from oracle.patience import until
 
 pytestmark = pytest.mark.real
 
@@ -105,14 +106,6 @@ def end_sessions(connections: list[pymysql.connections.Connection[pymysql.cursor
             connection.close()
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until a condition holds; fail when it does not in time."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come true in time"
-        time.sleep(0.02)
-
-
 def insert(connection: pymysql.connections.Connection[pymysql.cursors.Cursor], task: str) -> None:
     """A row, not committed."""
     with connection.cursor() as cursor:
@@ -171,7 +164,7 @@ class Claimer(threading.Thread):
 def test_a_worker_in_full_swing_is_shut_out_and_let_in_again(site: Site) -> None:
     claimer = Claimer(site)
     claimer.start()
-    eventually(lambda: claimer.commits > 3)
+    until(lambda: claimer.commits > 3)
 
     gate = close_side([site.fence()], site.lease, "legacy")
 
@@ -179,7 +172,7 @@ def test_a_worker_in_full_swing_is_shut_out_and_let_in_again(site: Site) -> None
     assert is_locked(site, site.worker)
     frozen = rows(site)
     turned_away = len(claimer.refused)
-    eventually(lambda: len(claimer.refused) > turned_away + 3)  # it goes on trying to log in
+    until(lambda: len(claimer.refused) > turned_away + 3)  # it goes on trying to log in
     assert rows(site) == frozen
     assert 4151 in claimer.refused  # the account is locked
     assert prove_side([site.fence()], "legacy").open
@@ -187,7 +180,7 @@ def test_a_worker_in_full_swing_is_shut_out_and_let_in_again(site: Site) -> None
 
     assert site.fence().lift(site.lease) is True
     before = claimer.commits
-    eventually(lambda: claimer.commits > before)
+    until(lambda: claimer.commits > before)
     assert prove_side([site.fence()], "legacy").verdict is Verdict.FAILED
     claimer.stop.set()
     claimer.join(10)
@@ -375,7 +368,7 @@ def test_a_redis_user_is_shut_out_also_after_a_restart(workers: redis.Redis, red
 
     thread = threading.Thread(target=wait_for_work)
     thread.start()
-    eventually(lambda: any(entry["user"] == "rqworker" for entry in workers.client_list()))
+    until(lambda: any(entry["user"] == "rqworker" for entry in workers.client_list()))
     fence = RedisFence(workers, ["rqworker"])
     assert [check.verdict for check in fence.ability()] == [Verdict.PASSED] * 4
     assert [check.verdict for check in fence.prove()] == [Verdict.FAILED] * 2
