@@ -83,7 +83,7 @@ GATES = {
     ("forward", "fenced"): ("polling", "drain", "fence source"),
     ("forward", "transferred"): ("transfer",),
     ("forward", "verified"): ("balance", "durable"),
-    ("forward", "validated"): ("intake", "canaries", "latency", "user constraint", "observation"),
+    ("forward", "validated"): ("intake", "canaries", "latency", "pickup", "user constraint", "observation"),
     ("forward", "cleaned"): ("stability", "archive"),
     ("back", "prepared"): ("evidence",),
     ("back", "routed"): ("route",),
@@ -97,7 +97,7 @@ GATES = {
 LIFETIMES = {
     **dict.fromkeys(("backups", "soak"), 24.0),
     **dict.fromkeys(("preflight", "accounts", "probe", "round trip", "baseline", "drain", "evidence"), 4.0),
-    **dict.fromkeys(("canaries", "latency", "user constraint", "observation"), 0.5),
+    **dict.fromkeys(("canaries", "latency", "pickup", "user constraint", "observation"), 0.5),
 }
 
 

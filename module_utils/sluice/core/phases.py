@@ -139,7 +139,7 @@ REQUIRED_GATES: dict[Phase, tuple[str, ...]] = {
     Phase.FENCED: ("polling", "drain", "fence source"),
     Phase.TRANSFERRED: ("transfer",),
     Phase.VERIFIED: ("balance", "durable"),
-    Phase.VALIDATED: ("intake", "canaries", "latency", "user constraint", "observation"),
+    Phase.VALIDATED: ("intake", "canaries", "latency", "pickup", "user constraint", "observation"),
     Phase.CLEANED: ("stability", "archive"),
 }
 
@@ -180,6 +180,7 @@ GATE_LIFETIME: dict[str, float] = {
     "intake": 900,
     "canaries": 1800,
     "latency": 1800,
+    "pickup": 1800,
     "user constraint": 1800,
     "observation": 1800,
     "stability": 900,
