@@ -57,15 +57,16 @@ class StepsFinder(MetaPathFinder):
 
 def watch() -> None:
     """Put the trap around both ends of every system that a step of this process is given."""
-    from ansible.module_utils.sluice.adapters import factory, sql_connect
+    from ansible.module_utils.sluice.adapters import sql_connect
     from ansible.module_utils.sluice.services import run
+    from ansible.module_utils.sluice.shell import stores
 
     from faults.mover import Trap, Trapped, Traps, watch_commits
 
     run.LEASE_SECONDS = float(os.environ["SLUICE_TEST_LEASE_SECONDS"])
     sql_connect.SILENCE_SECONDS = int(os.environ["SLUICE_TEST_SILENCE_SECONDS"])
     traps = Traps([Trap.parse(os.environ["SLUICE_TEST_FREEZE"], signal.SIGSTOP)])
-    plain: Any = factory.System
+    plain: Any = stores.System
 
     class WatchedSystem(plain):  # type: ignore[misc]
         """A system whose arrows are watched."""
@@ -84,7 +85,7 @@ def watch() -> None:
         def target(self) -> Any:
             return Trapped(super().target, traps)
 
-    factory.System = WatchedSystem
+    stores.System = WatchedSystem  # type: ignore[misc]
 
 
 if "SLUICE_TEST_FREEZE" in os.environ:
