@@ -6,13 +6,19 @@ DOCUMENTATION = r"""
 module: queue_workers_prove
 short_description: Prove that the target has living workers on every queue
 description:
-  - Reads the workers that are registered and heard of in Redis. Keeps the verdict as the gate C(workers).
+  - Reads the workers that are registered and heard of in Redis, and waits for those that are on their way up.
+  - Keeps the verdict as the gate C(workers).
 options:
   workers_min:
     description:
       - How many living workers each queue needs.
     type: int
     default: 1
+  deadline:
+    description:
+      - How long workers that were started may take until they are heard of, in seconds.
+    type: int
+    default: 60
   worker_hosts:
     description:
       - Host names on which RQ workers may run; a living one elsewhere keeps the gate closed. Without it nobody looks.
@@ -21,6 +27,7 @@ options:
 extends_documentation_fragment:
   - queue_options.stores
   - queue_options.owner
+  - queue_options.slices
   - queue_options.measures
 author:
   - Sluice contributors
@@ -62,7 +69,9 @@ from ansible.module_utils.sluice.shell.steps import movement
 ARGUMENT_SPEC = {
     **arguments.STORES,
     **arguments.OWNER,
+    **arguments.SLICES,
     "workers_min": {"type": "int", "default": 1},
+    "deadline": {"type": "int", "default": 60},
     "worker_hosts": {"type": "list", "elements": "str"},
 }
 #: Every key of RETURN with its empty value.

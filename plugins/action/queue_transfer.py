@@ -27,6 +27,7 @@ SLICED = frozenset(
         "queue_transfer",
         "queue_validate",
         "queue_workers",
+        "queue_workers_prove",
     }
 )
 #: Those of them that do their work in one call all the same.

@@ -228,6 +228,7 @@ class Site:
             "queue_soak": {"share": 50, "canary": self.application.canary, "seconds": 0, "sample_min": 4},
             "queue_transfer": target,
             "queue_validate": {"canary": self.application.canary, "deadline": 20, "latency_floor_ms": 2000},
+            "queue_workers_prove": {"deadline": 0},
             "queue_workers": {"supervisor": "supervisord", "socket": str(self.folder / "none.sock"), "group": "g"},
         }
         given |= own.get(name, {})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import ExitStack
+
 import pytest
 from ansible.module_utils.sluice.core.phases import Phase
+from ansible.module_utils.sluice.shell.steps import movement
 
 from modules.site import Site
 
@@ -66,3 +70,32 @@ def test_a_worker_on_an_unknown_host_stops_the_run_before_the_route(site: Site) 
         site.call("queue_workers_prove", worker_hosts=["h1"]).assert_done()
         refused = site.call("queue_workers_prove", worker_hosts=["app1"])
         refused.assert_refused("no unknown RQ worker failed", "h1", "add the host to the inventory, or stop the worker")
+
+
+def test_workers_that_are_on_their_way_up_are_waited_for(site: Site) -> None:
+    """A supervisor says that a process runs before the worker in it is heard of."""
+    site.open(Phase.PREPARED)
+    with ExitStack() as registered:
+        coming = threading.Timer(1.5, lambda: registered.enter_context(site.worker()))
+        coming.start()
+        done = site.call("queue_workers_prove", sliced=True, deadline=60).assert_done()
+        coming.join()
+    assert "cursor" not in done.result
+    assert done.result["verdict"] == "passed"
+
+
+def test_a_wait_for_workers_says_so_in_each_slice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(movement, "SLICE_SECONDS", 0.0)
+    site.open(Phase.PREPARED)
+    waiting = site.call("queue_workers_prove", sliced=True, deadline=60).assert_done()
+    (line,) = waiting.result["lines"]
+    assert line.startswith("not every queue has a worker that is heard of, at most ")
+    over = site.call("queue_workers_prove", sliced=True, deadline=60, cursor={"until": 1.0})
+    over.assert_refused("live RQ workers failed: 0 heard of")
+
+
+def test_a_stranger_is_not_waited_for(site: Site) -> None:
+    site.open(Phase.PREPARED)
+    with site.worker():
+        refused = site.call("queue_workers_prove", sliced=True, deadline=600, workers_min=2, worker_hosts=["app1"])
+    refused.assert_refused("no unknown RQ worker failed", "live RQ workers failed: 1 heard of")

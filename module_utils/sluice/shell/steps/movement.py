@@ -89,19 +89,39 @@ def route(given: Given) -> Result:
 
 
 def workers_gate(given: Given) -> Result:
-    """Record that the target's workers run and are heard of in the target: live, on every queue."""
-    system = given.system
-    checks = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
-    hosts = given.params["worker_hosts"]
-    if hosts is not None:
-        checks += rq_strangers(system.redis, hosts, prefix=system.target.prefix, queues=system.target.queues())
-    gate = Gate("workers", tuple(checks))
+    """Record that the target's workers run and are heard of in the target: live, on every queue.
+
+    A worker is heard of some seconds after its supervisor says that it runs: it is waited for, to a deadline.
+    """
+    system, params = given.system, given.params
+    gate, heard = _workers_seen(given)
     if given.check_mode:
         lines = ["not reached; as it is now:", *gate_lines(gate)]
         return {**gate_result(gate, changed=False), "failed_gate": False, "lines": lines}
     run, lease = given.resume()
     runs.require(run, Phase.PREPARED, step="judging the target's workers")
+    until = float(params["cursor"].get("until", time.time() + params["deadline"]))
+    end = system.clock.monotonic() + SLICE_SECONDS
+    while not heard and time.time() < until:
+        if system.clock.monotonic() >= end:
+            line = f"not every queue has a worker that is heard of, at most {until - time.time():.0f} s more"
+            return {"changed": False, "lines": [line], "cursor": {"until": until}}
+        system.clock.wait(0.5)
+        gate, heard = _workers_seen(given)
     return gate_result(runs.record_gate(system.ledger, lease, gate), changed=False)
+
+
+def _workers_seen(given: Given) -> tuple[Gate, bool]:
+    """The gate as it is now, and whether no more waiting is due: workers are heard of, or a stranger is, who stays."""
+    system, hosts = given.system, given.params["worker_hosts"]
+    wanted = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
+    strangers = (
+        rq_strangers(system.redis, hosts, prefix=system.target.prefix, queues=system.target.queues())
+        if hosts is not None
+        else []
+    )
+    over = Gate("wanted", tuple(wanted)).open or any(check.verdict is not Verdict.PASSED for check in strangers)
+    return Gate("workers", (*wanted, *strangers)), over
 
 
 def drain(given: Given) -> Result:
