@@ -85,7 +85,7 @@ def watch() -> None:
         def target(self) -> Any:
             return Trapped(super().target, traps)
 
-    stores.System = WatchedSystem  # type: ignore[misc]
+    stores.System = WatchedSystem
 
 
 if "SLUICE_TEST_FREEZE" in os.environ:
