@@ -368,9 +368,9 @@ class PlaybookLab(Looks):
         return found
 
     def contents(self) -> dict[str, object]:
-        """What both stores hold: a checksum of each table, every key of Redis that changes by somebody's writing only.
+        """What both stores hold: a checksum of each table, every key of Redis but those that change by themselves.
 
-        So no life signs of idle workers, no results and finished jobs, which RQ lets expire, and not their registry.
+        These are the life signs of idle workers, and finished jobs that RQ lets expire, their results and registry.
         """
         found: dict[str, object] = {}
         with self.root() as cursor:
@@ -382,7 +382,8 @@ class PlaybookLab(Looks):
         for key in cast("list[bytes]", redis.keys("*")):
             name = key.decode()
             passing = name.startswith(("rq:worker:", "rq:clean_registries", "rq:scheduler", "rq:finished:"))
-            if not passing and redis.ttl(key) == -1:
+            expires = name.startswith(("rq:job:", "rq:results:")) and redis.ttl(key) != -1
+            if not passing and not expires:
                 found[name] = redis.dump(key)
         redis.close()
         return found

@@ -162,18 +162,17 @@ def validate(given: Given) -> Result:
     application, form, first = application_of(given)
     cursor: dict[str, Any] = dict(params["cursor"])
     if not cursor:
-        waiting, begun = _waiting_at_target(system), time.time()
+        waiting, first_at = _waiting_at_target(system), time.time()
         answers, refused = canaries.submit(application, first, max(20, 4 * len(form.priorities)), form.priorities)
         cursor = {
             "until": time.time() + params["deadline"], "ids": [a.task_id for a in answers], "refused": refused,
             "times": [a.seconds for a in answers], "step": "canaries", "begun": time.time(),
-            "accepted": canaries.accepted_at(answers, begun), "picked_up": {}, "backlog": waiting,
+            "accepted": canaries.accepted_at(answers, first_at), "picked_up": {}, "backlog": waiting,
         }  # fmt: skip
     if cursor["step"] == "canaries":
         deadline = system.clock.monotonic() + max(0.0, cursor["until"] - time.time())
-        picked_up = dict(cursor["picked_up"])
-        places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS, picked_up)
-        cursor["picked_up"] = picked_up
+        cursor["picked_up"] = begun = dict(cursor["picked_up"])
+        places, over = canaries.follow(system.source, cursor["ids"], system.clock, deadline, SLICE_SECONDS, begun)
         if not over:
             ended = sum(p == Place.FINISHED for p in places.values())
             return {"changed": True, "lines": [f"canaries: {ended} of {len(places)} finished"], "cursor": cursor}
@@ -189,17 +188,13 @@ def validate(given: Given) -> Result:
                 "lines": [f"observing, {cursor['observe_until'] - time.time():.0f} s left"],
                 "cursor": cursor,
             }
+    picked_up = canaries.pickup(
+        cursor["accepted"], cursor["picked_up"], float(params["pickup_seconds"]), cursor["backlog"]
+    )
     gates = [
         Gate("canaries", (_canaries_finished(cursor),)),
         Gate("latency", (_latency(given, run.id, cursor),)),
-        Gate(
-            "pickup",
-            (
-                canaries.pickup(
-                    cursor["accepted"], cursor["picked_up"], float(params["pickup_seconds"]), cursor["backlog"]
-                ),
-            ),
-        ),
+        Gate("pickup", (picked_up,)),
         Gate("user constraint", (_constraint(given, application, first + 90),)),
         Gate("observation", tuple(_observed(given, cursor))),
     ]
