@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
 from captions.health import RedisHealth
+from captions.lost_jobs import JobLists, LostJobs
 
 FUNCTION = "captions.jobs.run_caption"
 RESULT_TTL_SECONDS = 500
@@ -38,10 +39,19 @@ _SWEEP_BATCH = 200
 _SWEEP_INTERVAL_SECONDS = 1.0
 _SWEEP_LOAD = 20
 
+# KEYS: a job, its queue's list. ARGV: the job's id.
+_LIST_AGAIN = """
+if redis.call('HGET', KEYS[1], 'status') ~= 'queued' or redis.call('LPOS', KEYS[2], ARGV[1]) then
+  return 0
+end
+redis.call('LPUSH', KEYS[2], ARGV[1])
+return 1
+"""
+
 log = logging.getLogger("captions.outbox")
 
 
-class JobPlacer(Protocol):
+class JobPlacer(JobLists, Protocol):
     """Makes the RQ job of a task."""
 
     def place(self, task_id: str, priority: str, available_at: datetime) -> bool:
@@ -108,6 +118,24 @@ class RQPlacer:
 
         status = self._redis.hget(Job.key_for(task_id), "status")
         return status.decode() if isinstance(status, bytes) else None
+
+    def unlisted(self, queues: Mapping[str, str]) -> set[str]:
+        """Those tasks, given with their queues, whose job is ``queued`` and not in its queue's list."""
+        from rq.job import Job
+
+        pipeline = self._redis.pipeline()
+        for task_id, queue in queues.items():
+            pipeline.lpos(self._queues[queue].key, task_id)
+            pipeline.hget(Job.key_for(task_id), "status")
+        answers = iter(pipeline.execute())
+        places = zip(queues, answers, answers, strict=True)
+        return {task_id for task_id, position, status in places if position is None and status == b"queued"}
+
+    def list_again(self, task_id: str, queue: str) -> bool:
+        """Put such a job at the head of its list; False when it is not such a job any more."""
+        from rq.job import Job
+
+        return bool(self._redis.eval(_LIST_AGAIN, 2, Job.key_for(task_id), self._queues[queue].key, task_id))
 
     def place(self, task_id: str, priority: str, available_at: datetime) -> bool:
         from rq import Retry
@@ -200,13 +228,14 @@ def unplaced_rows(engine: Engine) -> Sequence[str]:
 
 
 class Sweeper(threading.Thread):
-    """Places what a submission could not place itself: Redis was away, or the process died in between."""
+    """Places what a submission could not (Redis was away, or the process died in between), and what RQ lost."""
 
     def __init__(self, engine: Engine, placer: JobPlacer, health: RedisHealth | None = None) -> None:
         super().__init__(name="captions-sweeper", daemon=True)
         self._health = health
         self._engine = engine
         self._placer = placer
+        self._lost = LostJobs(engine, placer)
         self._ended = threading.Event()
 
     def end(self) -> None:
@@ -220,7 +249,7 @@ class Sweeper(threading.Thread):
             try:
                 placed = self.sweep()
                 if placed:
-                    log.info("placed %d task(s) that had no RQ job", placed)
+                    log.info("placed %d task(s) that RQ did not have", placed)
             except (RedisError, SQLAlchemyError) as error:
                 log.warning("sweep broken off, next one follows: %s", type(error).__name__)
             # Looking through a long backlog must not become the database's main occupation.
@@ -235,4 +264,4 @@ class Sweeper(threading.Thread):
             if self._ended.is_set():
                 break
             placed += place_row(self._engine, self._placer, task_id)
-        return placed
+        return placed + self._lost.look()
