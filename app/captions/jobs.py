@@ -16,13 +16,19 @@ import sqlalchemy.dialects.mysql.pymysql  # noqa: F401
 from rq import get_current_job
 from rq.job import Job
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from captions import metrics, task_types, tasks
 from captions.database import make_engine
 from captions.effects import EffectsFile
+from captions.outbox import TIMEOUT_SECONDS
 from captions.retries import Failure, sanitised
 from captions.settings import Settings, load_settings
 from captions.work import end_badly, perform
+
+# RQ kills a horse that does not end by itself a minute after its time.
+_GRACE_SECONDS = 90
+_NAME_LENGTH = 80
 
 # A worker imports this module before it forks. Its horses run one after the other and count in its name.
 _WORKER_PID = os.getpid()
@@ -48,7 +54,8 @@ def run_caption(task_id: str) -> dict[str, str]:
     settings, engine = _resources(os.getpid())
     job = get_current_job()
     worker = (job.worker_name if job is not None else None) or f"{socket.gethostname()}-{os.getpid()}"
-    claim = tasks.claim_for_rq(engine, task_id, worker[:80])
+    longest = (job.timeout if job is not None else None) or max(TIMEOUT_SECONDS.values())
+    claim = tasks.claim_for_rq(engine, task_id, worker[:_NAME_LENGTH], longest + _GRACE_SECONDS)
     if claim is None:
         log.info("task %s is not RQ's to start now; left alone", task_id)
         return {"outcome": "left alone"}
@@ -86,3 +93,20 @@ def park_unreadable(job: Job, *exc_info: object) -> bool:
     if tasks.park(engine, job.id, Failure("payload", sanitised(f"the RQ job cannot be read: {reason}"))):
         log.warning("task %s: its RQ job cannot be read; it is a dead letter now", job.id)
     return True
+
+
+def end_lease_of_killed(worker: str, job: Job) -> None:
+    """For the worker of that name, whose horse was killed in the middle of the job: by want of memory, or from outside.
+
+    The row says that it runs, and RQ's own retry would leave it so. The sweeper ends the attempt as the task's policy
+    says. When the database does not answer either, the lease lapses by itself.
+    """
+    job.retries_left = 0  # the next attempt has a new job
+    engine = make_engine(load_settings().rq_database_url)
+    try:
+        if tasks.end_lease(engine, job.id, worker[:_NAME_LENGTH]):
+            log.warning("task %s: its process was killed", job.id)
+    except SQLAlchemyError as error:
+        log.warning("task %s: its process was killed; the row does not say so (%s)", job.id, type(error).__name__)
+    finally:
+        engine.dispose()

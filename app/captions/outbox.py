@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry as RedisRetry
 from sqlalchemy import Connection, Engine, bindparam, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
-from captions.health import RedisHealth
-from captions.lost_jobs import JobLists, LostJobs
+from captions.lost_jobs import JobLists
 
 FUNCTION = "captions.jobs.run_caption"
 RESULT_TTL_SECONDS = 500
@@ -36,8 +31,6 @@ INFRASTRUCTURE_RETRY_SECONDS = (5, 30, 120)
 
 _SWEEP_AGE_SECONDS = 2
 _SWEEP_BATCH = 200
-_SWEEP_INTERVAL_SECONDS = 1.0
-_SWEEP_LOAD = 20
 
 # KEYS: a job, its queue's list. ARGV: the job's id.
 _LIST_AGAIN = """
@@ -225,43 +218,3 @@ def unplaced_rows(engine: Engine) -> Sequence[str]:
             .scalars()
             .all()
         )
-
-
-class Sweeper(threading.Thread):
-    """Places what a submission could not (Redis was away, or the process died in between), and what RQ lost."""
-
-    def __init__(self, engine: Engine, placer: JobPlacer, health: RedisHealth | None = None) -> None:
-        super().__init__(name="captions-sweeper", daemon=True)
-        self._health = health
-        self._engine = engine
-        self._placer = placer
-        self._lost = LostJobs(engine, placer)
-        self._ended = threading.Event()
-
-    def end(self) -> None:
-        """Stop after the row in hand."""
-        self._ended.set()
-
-    def run(self) -> None:
-        pause = _SWEEP_INTERVAL_SECONDS
-        while not self._ended.wait(pause):
-            began = time.monotonic()
-            try:
-                placed = self.sweep()
-                if placed:
-                    log.info("placed %d task(s) that RQ did not have", placed)
-            except (RedisError, SQLAlchemyError) as error:
-                log.warning("sweep broken off, next one follows: %s", type(error).__name__)
-            # Looking through a long backlog must not become the database's main occupation.
-            pause = max(_SWEEP_INTERVAL_SECONDS, _SWEEP_LOAD * (time.monotonic() - began))
-
-    def sweep(self) -> int:
-        """Place what is due now; how many tasks were placed. None while Redis is not well."""
-        if self._health is not None and not self._health.usable:
-            return 0
-        placed = 0
-        for task_id in unplaced_rows(self._engine):
-            if self._ended.is_set():
-                break
-            placed += place_row(self._engine, self._placer, task_id)
-        return placed + self._lost.look()

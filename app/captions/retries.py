@@ -13,8 +13,9 @@ from sqlalchemy.exc import OperationalError
 
 from captions.payload import PayloadError
 
-#: transient: a connection broke; resource: memory, disk or descriptors ran out; timeout: it took longer than allowed;
-#: payload: nobody can read what is to be done; permanent: the work itself says that no attempt can succeed.
+#: transient: a connection broke; resource: memory, disk or descriptors ran out, or its process was killed;
+#: timeout: it took longer than allowed; payload: nobody can read what is to be done;
+#: permanent: the work itself says that no attempt can succeed.
 Category = Literal["transient", "resource", "timeout", "payload", "permanent", "task"]
 Growth = Literal["exponential", "linear", "fixed"]
 GROWTHS = ("exponential", "linear", "fixed")
@@ -34,6 +35,13 @@ _REDACTIONS = (
 
 class PermanentError(Exception):
     """Raised by a task's work when another attempt cannot succeed either."""
+
+
+class WorkerDied(Exception):
+    """The process that worked on an attempt was killed, or the machine under it."""
+
+    def __init__(self) -> None:
+        super().__init__("its process did not live to the end of the attempt")
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def _category(error: BaseException) -> Category:
         return "permanent"
     if type(error).__name__ == "JobTimeoutException":  # RQ is not imported for its name: a poller works without it
         return "timeout"
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+    if isinstance(error, MemoryError | WorkerDied) or (isinstance(error, OSError) and error.errno in _EXHAUSTED):
         return "resource"
     broken = (
         ConnectionError,

@@ -49,16 +49,21 @@ def main() -> None:
     from rq import SimpleWorker, Worker
     from rq.serializers import JSONSerializer
 
-    from captions.jobs import park_unreadable  # with all it needs, before the fork: no work horse imports it again
+    from captions.jobs import (  # with all it needs, before the fork: no work horse imports it again
+        end_lease_of_killed,
+        park_unreadable,
+    )
 
+    # A killed worker's name stays registered for minutes; a new process needs another.
+    name = f"{arguments.name}-{os.getpid()}-{secrets.token_hex(3)}"
     worker_class = SimpleWorker if arguments.simple else Worker
     worker = worker_class(
         arguments.queues.split(",") if arguments.queues else list(task_types.queues()),
-        # A killed worker's name stays registered for minutes; a new process needs another.
-        name=f"{arguments.name}-{os.getpid()}-{secrets.token_hex(3)}",
+        name=name,
         connection=Redis.from_url(settings.rq_worker_redis_url),
         serializer=JSONSerializer,
         exception_handlers=[park_unreadable],
+        work_horse_killed_handler=lambda job, *_: end_lease_of_killed(name, job),
         maintenance_interval=_MAINTENANCE_SECONDS,
         worker_ttl=_LIFE_SIGN_SECONDS,
     )

@@ -228,10 +228,11 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def claim_for_rq(engine: Engine, task_id: str, worker: str) -> Claim | None:
+def claim_for_rq(engine: Engine, task_id: str, worker: str, lease_seconds: float) -> Claim | None:
     """The custody guard: None when RQ does not own the task, it is not queued (any more), or its queue is paused.
 
     A task of a paused queue goes back into the outbox, which places it again when the queue is resumed.
+    Nobody can be at work on the claim ``lease_seconds`` from now: RQ ends a job that takes longer.
     """
 
     def work(connection: Connection) -> Claim | None:
@@ -248,10 +249,11 @@ def claim_for_rq(engine: Engine, task_id: str, worker: str) -> Claim | None:
         changed = connection.execute(
             text(
                 "UPDATE caption_tasks SET status = 'running', attempts = attempts + 1,"
-                " started_at = UTC_TIMESTAMP(6), worker = :worker"
+                " started_at = UTC_TIMESTAMP(6), worker = :worker,"
+                " lease_until = UTC_TIMESTAMP(6) + INTERVAL :lease SECOND"
                 " WHERE id = :id AND custody = 'rq' AND status = 'queued'"
             ),
-            {"id": task_id, "worker": worker},
+            {"id": task_id, "worker": worker, "lease": lease_seconds},
         )
         return _claim(connection, task_id, worker) if changed.rowcount == 1 else None
 
@@ -296,6 +298,38 @@ def renew_lease(engine: Engine, claim: Claim, lease_seconds: int) -> None:
         )
 
     in_transaction(engine, work)
+
+
+def end_lease(engine: Engine, task_id: str, worker: str) -> bool:
+    """Say that the worker that claimed a task of RQ's is at work on it no more; False when it has no such claim."""
+
+    def work(connection: Connection) -> bool:
+        return bool(
+            connection.execute(
+                text(
+                    "UPDATE caption_tasks SET lease_until = UTC_TIMESTAMP(6)"
+                    " WHERE id = :id AND custody = 'rq' AND status = 'running' AND worker = :worker"
+                ),
+                {"id": task_id, "worker": worker},
+            ).rowcount
+        )
+
+    return in_transaction(engine, work)
+
+
+def lapsed_at_rq(engine: Engine, at_most: int) -> list[Claim]:
+    """Claims of RQ's workers whose lease has lapsed. None while RQ gets no tasks: somebody may be emptying it."""
+    with engine.connect() as connection:
+        if not read_control(connection).share(rq_usable=True):
+            return []
+        rows = connection.execute(
+            text(
+                f"SELECT {_CLAIMED}, worker FROM caption_tasks WHERE custody = 'rq' AND status = 'running'"
+                " AND lease_until < UTC_TIMESTAMP(6) ORDER BY lease_until LIMIT :most"
+            ),
+            {"most": at_most},
+        ).all()
+    return [_made(row, row.attempts, row.worker) for row in rows]
 
 
 def complete(engine: Engine, claim: Claim, caption: str, about_to_commit: Callable[[], None]) -> bool:

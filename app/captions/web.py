@@ -23,9 +23,10 @@ from captions.access import NoUser, guard, user_of
 from captions.access import error as error_answer
 from captions.database import error_code, in_transaction, make_engine
 from captions.health import RedisHealth
-from captions.outbox import RQPlacer, Sweeper, place_row
+from captions.outbox import RQPlacer, place_row
 from captions.payload import PayloadError, dump
 from captions.settings import Settings, load_settings
+from captions.sweeper import Sweeper
 from captions.work import policy_of
 
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -51,7 +52,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         health_of_redis = RedisHealth(placer)
         if sweeper:
             health_of_redis.start()
-            Sweeper(engine, placer, health_of_redis).start()
+            Sweeper(settings, engine, placer, health_of_redis).start()
 
     def place_now(task_id: str, custody: str) -> None:
         """Make the RQ job at once; when that fails the row waits for the sweeper."""

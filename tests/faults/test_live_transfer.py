@@ -19,7 +19,9 @@ import pytest
 
 from captions import control, tasks
 from captions.database import in_transaction, make_engine
-from captions.outbox import RQPlacer, Sweeper, place_row
+from captions.outbox import RQPlacer, place_row
+from captions.settings import load_settings
+from captions.sweeper import Sweeper
 from faults.scene import FULL, Scene
 from oracle.effects import read_effects
 from oracle.journal import Journal
@@ -57,7 +59,7 @@ class Users:
         self.images = scene.images
         self.journal = Journal(scene.accepted)
         self.placer = RQPlacer(scene.redis_url, "rq")
-        self.sweeper = Sweeper(self.engine, self.placer)
+        self.sweeper = Sweeper(load_settings(scene.env_file), self.engine, self.placer)
         self.stop = threading.Event()
         self.pace = Pace(SUBMITTED / TRANSFER_SECONDS, self.stop, count=SUBMITTED)
         self.crew = Crew(self._submit, 2, self.stop)

@@ -16,8 +16,9 @@ from sqlalchemy import Engine, text
 from captions import legacy
 from captions.database import make_engine
 from captions.effects import EffectsFile
-from captions.outbox import RQPlacer, Sweeper
+from captions.outbox import RQPlacer
 from captions.settings import Settings, load_settings
+from captions.sweeper import Sweeper
 from captions.web import create_app
 from lab.images import make_images
 
@@ -52,7 +53,7 @@ class Runtime:
         self.engine: Engine = make_engine(self.database_url, connections=2)
         self.redis = Redis.from_url(self.redis_url)
         self.client: FlaskClient = create_app(self.settings, sweeper=False).test_client()
-        self.sweeper = Sweeper(self.engine, RQPlacer(self.redis_url, "rq"))
+        self.sweeper = Sweeper(self.settings, self.engine, RQPlacer(self.redis_url, "rq"))
         self.last_user = 0
 
     def close(self) -> None:

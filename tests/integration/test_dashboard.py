@@ -57,7 +57,7 @@ def test_it_shows_a_move_while_it_goes_on(runtime: Runtime, url: str, page: Page
     page.shows("#bar", "being moved 1")
     runtime.sql("UPDATE caption_tasks SET custody = 'rq' WHERE id IN (:one, :two)", one=ids[0], two=ids[1])
     page.shows("#switches", "2 in the database, 0 being moved, 2 in RQ (2 of them without a job yet)")
-    claim = tasks.claim_for_rq(runtime.engine, ids[0], "rq-1")
+    claim = tasks.claim_for_rq(runtime.engine, ids[0], "rq-1", 60)
     assert claim is not None
     tasks.report_progress(runtime.engine, claim, 40, "reading")
     page.shows("#tasks", f"{ids[0]}\trq\turgent\trunning\t1/3\t40 %\treading")

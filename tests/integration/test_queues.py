@@ -122,7 +122,7 @@ def test_what_waits_is_counted_by_queue_and_system(runtime: Runtime) -> None:
     runtime.submit(priority="low", delay_seconds=600)
     runtime.route(100)
     runtime.submit(priority="urgent")
-    claim = tasks.claim_for_rq(runtime.engine, runtime.submit(priority="urgent"), "w")
+    claim = tasks.claim_for_rq(runtime.engine, runtime.submit(priority="urgent"), "w", 60)
     assert claim is not None
     _, answer = runtime.ask("GET", "queues", role="view")
     shown = {(row["queue"], row["system"]): (row["ready"], row["delayed"], row["running"]) for row in answer["waiting"]}

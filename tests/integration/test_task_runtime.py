@@ -180,6 +180,26 @@ def test_a_job_that_a_worker_took_and_never_began_is_put_back_at_the_head(
     assert [runtime.task(task_id)["status"] for task_id in (taken, listed)] == ["completed"] * 2
 
 
+def test_an_attempt_whose_worker_is_gone_ends_when_its_lease_lapses(runtime: Runtime) -> None:
+    runtime.route(100)
+    task_id = runtime.submit()
+    claim = tasks.claim_for_rq(runtime.engine, task_id, "gone", 60)
+    assert claim is not None
+    runtime.sweeper.sweep()
+    assert runtime.task(task_id)["status"] == "running", "it may still be at work"
+    assert not tasks.end_lease(runtime.engine, task_id, "another")
+    assert tasks.end_lease(runtime.engine, task_id, "gone")
+    runtime.route(0)
+    runtime.sweeper.sweep()
+    assert runtime.task(task_id)["status"] == "running", "ended while nothing goes to RQ"
+    runtime.route(100)
+    runtime.sweeper.sweep()
+    task = runtime.task(task_id)
+    assert (task["status"], task["error_category"], task["attempts"]) == ("queued", "resource", 1)
+    assert task["error"] == "WorkerDied: its process did not live to the end of the attempt"
+    assert not tasks.complete(runtime.engine, claim, "late", lambda: None)
+
+
 def test_a_lease_is_renewed_while_the_work_lasts(runtime: Runtime) -> None:
     task_id = runtime.submit()
     claim = tasks.claim_for_poller(runtime.engine, "w", 1)

@@ -71,7 +71,7 @@ def told(page: ClientConnection) -> dict[str, Any]:
 
 
 def claimed(engine: Engine, task_id: str, share: int) -> tasks.Claim:
-    claim = tasks.claim_for_rq(engine, task_id, "w") if share else tasks.claim_for_poller(engine, "w", 60)
+    claim = tasks.claim_for_rq(engine, task_id, "w", 60) if share else tasks.claim_for_poller(engine, "w", 60)
     assert claim is not None
     assert claim.task_id == task_id
     return claim

@@ -99,6 +99,35 @@ def test_workers_begin_and_end_with_gunicorn_and_finish_what_they_do(runtime: Ru
 
 
 @pytest.mark.parametrize("runtime", [SET], indirect=True)
+def horse_of(worker: subprocess.Popen[bytes]) -> int:
+    """The worker's child that leads a process group of its own; 0 when there is none."""
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    return next((int(child) for child in children if os.getpgid(int(child)) == int(child)), 0)
+
+
+@pytest.mark.parametrize("runtime", [{"RETRY_BASE_SECONDS": "1", "WORK_MS": "600000"}], indirect=True)
+def test_a_task_whose_work_horse_is_killed_is_tried_again_and_becomes_a_dead_letter(runtime: Runtime) -> None:
+    """The commonest end of a process in the middle of a task: the kernel takes it for its memory."""
+    runtime.route(100)
+    task_id = runtime.submit(priority="low")
+
+    def status() -> str:
+        runtime.sql("UPDATE caption_tasks SET created_at = created_at - INTERVAL 1 MINUTE")  # or the sweeper waits
+        runtime.sweeper.sweep()
+        return str(runtime.task(task_id)["status"])
+
+    with running(runtime, "captions.rqworker", "--queues", "low") as worker:
+        for attempt in range(1, 4):
+            until(lambda: status() == "running" and horse_of(worker) > 0, "an attempt")
+            os.kill(horse_of(worker), signal.SIGKILL)
+            until(lambda: status() != "running", "its end")
+            task = runtime.task(task_id)
+            assert (task["attempts"], task["error_category"]) == (attempt, "resource")
+        assert task["status"] == "failed"
+        (letter,) = runtime.ask("GET", "dead-letters")[1]["dead_letters"]
+        assert letter["id"] == task_id
+
+
 def test_workers_do_not_outlive_a_killed_gunicorn(runtime: Runtime) -> None:
     port = free_port()
     gunicorn = ("gunicorn", "--config", "python:captions.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
