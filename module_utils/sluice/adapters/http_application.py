@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,16 +12,21 @@ from urllib.parse import urlsplit
 
 from ..core.errors import SluiceError
 
+# A token of RFC 9110, section 5.6.2.
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
 
 @dataclass(frozen=True, slots=True)
 class CanaryForm:
     """How a submission looks: ``body`` is sent as JSON with the user and the priority filled in.
 
-    ``first_user`` begins a range of user ids that belong to canaries alone.
+    ``first_user`` begins a range of user ids that belong to canaries alone. ``user_header`` names a header that has the
+    user as well, where a front end says so whose a request is.
     """
 
     url: str
     user_field: str = "user_id"
+    user_header: str = ""
     priority_field: str = "priority"
     id_field: str = "id"
     first_user: int = 900_000_000
@@ -52,11 +58,15 @@ def parse_form(data: Mapping[str, object]) -> CanaryForm | None:
         wrong = f"unknown words {extra}" if extra else "'url' is missing"
         raise SluiceError(f"{wrong}.", where="queue_canary", next_step=f"known words: {', '.join(sorted(known))}.")
     body, priorities = data.get("body", {}), data.get("priorities", ())
+    header = str(data.get("user_header", ""))
+    if header and not _HEADER.fullmatch(header):
+        raise SluiceError(f"'user_header' is no name of a header: {header!r}.", where="queue_canary")
     if not isinstance(body, Mapping) or not isinstance(priorities, list | tuple):
         raise SluiceError("'body' is a table and 'priorities' a list.", where="queue_canary")
     return CanaryForm(
         url=str(data["url"]),
         user_field=str(data.get("user_field", "user_id")),
+        user_header=header,
         priority_field=str(data.get("priority_field", "priority")),
         id_field=str(data.get("id_field", "id")),
         first_user=int(str(data.get("first_user", 900_000_000))),
@@ -89,14 +99,12 @@ class HttpApplication:
             body[self.form.priority_field] = priority
         if delay and self.form.delay_field:
             body[self.form.delay_field] = delay
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if self.form.user_header:
+            headers[self.form.user_header] = str(user)
         begun = time.monotonic()
         try:
-            connection.request(
-                "POST",
-                self._parts.path or "/",
-                json.dumps(body),
-                {"Content-Type": "application/json", "Connection": "close"},
-            )
+            connection.request("POST", self._parts.path or "/", json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read()
         except (OSError, http.client.HTTPException) as error:
