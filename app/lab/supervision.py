@@ -37,8 +37,7 @@ def write_config(layout: Layout, state: State, mariadb: PrivateMariaDB, redis: P
     """Write supervisord's configuration; whether it changed. Only the stores start by themselves."""
     python = layout.python
     environment = (
-        f'PYTHONPATH="{_value(layout.sources)}",CAPTIONS_ENV_FILE="{_value(layout.env_file)}",'
-        'PYTHONDONTWRITEBYTECODE="1",PYTHONUNBUFFERED="1"'
+        f'PYTHONPATH="{_value(layout.sources)}",CAPTIONS_ENV_FILE="{_value(layout.env_file)}",PYTHONUNBUFFERED="1"'
     )
     gunicorn = [
         str(python), "-m", "gunicorn", "--config", "python:captions.gunicorn_conf",

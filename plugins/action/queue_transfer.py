@@ -6,15 +6,24 @@ Every other plugin of this folder is a symbolic link to this file: Ansible finds
 from __future__ import annotations
 
 import copy
+import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.json import Direction, get_module_encoder
 from ansible.plugins.action import ActionBase
+
+try:
+    from ansible.executor.module_common import _BuiltModule
+except ImportError:  # an Ansible that builds modules in another way sends archives, as it would without this file
+    _BuiltModule = None
 
 #: The modules that take the options `sliced` and `cursor`.
 SLICED = frozenset(
@@ -45,6 +54,21 @@ LAST_LOOK_SECONDS = 5.0
 #: What a failed task shows without -v: its message names each check that keeps the gate closed. The message of a module
 #: that could not even begin, for a package is missing on its host, is in the exception.
 SHOWN_ON_FAILURE = frozenset({"changed", "exception", "failed", "msg", "verdict"})
+#: How a module speaks with Ansible. It is what Ansible's own archive of a module says of itself.
+PROFILE = "legacy"
+#: Runs a module from the files of this project, as Ansible's archive of a module does from what is in it.
+IN_PLACE = """\
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import ansible.modules, ansible.module_utils
+from ansible.module_utils._internal._ansiballz import _loader
+ansible.modules.__path__.append({library!r})
+ansible.module_utils.__path__.append({shared!r})
+_loader.run_module(
+    json_params={arguments!r}, profile={profile!r}, module_fqn='ansible.modules.' + {name!r}, modlib_path={library!r},
+    extensions={{}},
+)
+"""
 
 
 class Watch:
@@ -116,6 +140,43 @@ class ActionModule(ActionBase):
                 # A kill leaves this process behind; going on would keep the lease from the same command typed again.
                 raise AnsibleError("ansible-playbook is gone. Next: run the same command again.")
             arguments["cursor"] = cursor
+
+    def _configure_module(
+        self, module_name: str, module_args: dict[str, Any], task_vars: dict[str, Any]
+    ) -> tuple[Any, str]:
+        """Build what Ansible runs. On the host and with the Python of the playbook that names the module's own file.
+
+        An archive of it would have to be built for each module, and compiled again at each of its many calls.
+        """
+        path = self._shared_loader_obj.module_loader.find_plugin(module_name, ".py")
+        shared = Path(path or "").parent.parent / "module_utils"
+        known = _BuiltModule is not None and bool(path) and (shared / "sluice").is_dir()
+        if not known or not self._in_place(task_vars):
+            archive: tuple[Any, str] = super()._configure_module(module_name, module_args, task_vars)
+            return archive
+        encoder = get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)
+        program = IN_PLACE.format(
+            arguments=json.dumps({"ANSIBLE_MODULE_ARGS": module_args}, cls=encoder).encode(),
+            library=str(Path(path).parent),
+            name=module_name,
+            profile=PROFILE,
+            shared=str(shared),
+        )
+        built = _BuiltModule(
+            b_module_data=program.encode(),
+            module_style="new",
+            shebang=f"#!{sys.executable}",
+            serialization_profile=PROFILE,
+        )
+        return built, path
+
+    def _in_place(self, task_vars: Mapping[str, Any]) -> bool:
+        """Whether the module would run on this host, as this user, with the Python that runs the playbook."""
+        if self._connection.transport not in ("local", "ansible.builtin.local") or self._connection.become:
+            return False
+        if self._task.delegate_to:
+            task_vars = task_vars["ansible_delegated_vars"][self._task.delegate_to]
+        return bool(self._templar.template(task_vars.get("ansible_python_interpreter")) == sys.executable)
 
     @contextmanager
     def _watched(self, arguments: dict[str, Any], playbook: int) -> Iterator[None]:
