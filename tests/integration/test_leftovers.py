@@ -176,7 +176,9 @@ def test_a_scheduler_outlives_its_worker_and_ends_when_asked(begin: Callable[...
     """A drain asks it, lets the horse finish, and calls neither proved."""
     daemon = begin(high="--with-scheduler high")
     [main] = daemon.workers.list("high")
-    until(lambda: len(children(main.pid)) == 1)
+    client = Redis.from_url(daemon.redis_url)
+    # A worker on its way up has short-lived children as well; the lock is taken right before the scheduler is started.
+    until(lambda: client.exists("rq:scheduler-lock:high") == 1 and len(children(main.pid)) == 1)
     [scheduler] = children(main.pid)
     horse = daemon.run_job("high", 6)
     daemon.kill_worker("high")
@@ -194,7 +196,6 @@ def test_a_scheduler_outlives_its_worker_and_ends_when_asked(begin: Callable[...
     assert list(drained.killed) == []
     assert {process.pid for process in drained.unproved} == {scheduler, horse}
     assert not runs(scheduler) and not runs(horse)
-    client = Redis.from_url(daemon.redis_url)
     assert client.zcard("rq:finished:high") == 1  # the horse was let finish
     client.close()
 

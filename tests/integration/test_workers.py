@@ -98,7 +98,6 @@ def test_workers_begin_and_end_with_gunicorn_and_finish_what_they_do(runtime: Ru
     assert runtime.task(task_id)["status"] == "completed"
 
 
-@pytest.mark.parametrize("runtime", [SET], indirect=True)
 def horse_of(worker: subprocess.Popen[bytes]) -> int:
     """The worker's child that leads a process group of its own; 0 when there is none."""
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
@@ -128,6 +127,7 @@ def test_a_task_whose_work_horse_is_killed_is_tried_again_and_becomes_a_dead_let
         assert letter["id"] == task_id
 
 
+@pytest.mark.parametrize("runtime", [SET], indirect=True)
 def test_workers_do_not_outlive_a_killed_gunicorn(runtime: Runtime) -> None:
     port = free_port()
     gunicorn = ("gunicorn", "--config", "python:captions.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
