@@ -133,6 +133,10 @@ def test_workers_do_not_outlive_a_killed_gunicorn(runtime: Runtime) -> None:
     gunicorn = ("gunicorn", "--config", "python:captions.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     with running(runtime, *gunicorn) as process:
         until(has(runtime, {"urgent+high": 1, "low": 1}), "workers of Gunicorn")
+        # RQ may swallow a SIGTERM while it starts; such a worker is ended by the set's bound, which is minutes.
+        until(
+            lambda: all(worker["state"] == "idle" for worker in alive(runtime).values()), "workers that wait for jobs"
+        )
         process.kill()
         until(lambda: alive(runtime) == {}, "no workers")
 
