@@ -39,6 +39,26 @@ options:
       - How many workers must serve each queue of the target.
     type: int
     default: 1
+  tasks_per_minute:
+    description:
+      - How many tasks a minute the target must get done while tasks wait.
+    type: float
+    default: 100.0
+  processes:
+    description:
+      - The target's workers as M(queue_workers) lists them on their hosts. Without it nobody looks at their memory.
+    type: list
+    elements: dict
+  worker_memory_mb:
+    description:
+      - How much memory a worker may hold, in MB.
+    type: int
+    default: 500
+  results_hours:
+    description:
+      - How long the target must keep results where the rows do not, in hours.
+    type: float
+    default: 24.0
   deadline:
     description:
       - How long the canaries may take, in seconds.
@@ -103,6 +123,10 @@ ARGUMENT_SPEC = {
     "latency_floor_ms": {"type": "int", "default": 50},
     "pickup_seconds": {"type": "float", "default": 5.0},
     "workers_min": {"type": "int", "default": 1},
+    "tasks_per_minute": {"type": "float", "default": 100.0},
+    "processes": {"type": "list", "elements": "dict"},
+    "worker_memory_mb": {"type": "int", "default": 500},
+    "results_hours": {"type": "float", "default": 24.0},
     "deadline": {"type": "int", "default": 120},
 }
 #: Every key of RETURN with its empty value.

@@ -42,7 +42,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 processes:
-  description: The processes, each with name, host, pid, state and exit.
+  description:
+    - The processes, each with name, host, pid, state and exit.
+    - With C(state=listed) those that run also have C(memory_mb), what the largest process of each holds.
   returned: always
   type: list
   elements: dict

@@ -21,7 +21,8 @@ options:
     default: 60
   worker_hosts:
     description:
-      - Host names on which RQ workers may run; a living one elsewhere keeps the gate closed. Without it nobody looks.
+      - Host names of the RQ workers. One without a living worker, or a living worker elsewhere, keeps the gate closed.
+      - Without it nobody looks.
     type: list
     elements: str
 extends_documentation_fragment:

@@ -57,6 +57,7 @@ from faults.proxy import Proxy
 from faults.rollback import FENCED, Rollback, clean_up, open_back, undo
 from faults.scene import QUEUES, Scene
 from lab.stores import LOOPBACK, free_port
+from oracle.effects import read_effects
 from oracle.journal import Journal
 from oracle.judge import Allowances, look
 from oracle.patience import until
@@ -77,6 +78,8 @@ HARM = (
 ARROWS = ("claim", "stage", "confirm", "release", "commit", "activate", "done")
 HOUR = 3600
 SKEWS = (0, HOUR, -HOUR)
+#: In the names of workers who take it to be another time: so the times that they write down say nothing.
+CLOCK_OFF = "clock-off"
 _FIRST_JOB = "queued again, and the job it had before is still at the target"
 _WORKED_ON = 20_000  # ms that a task takes whose worker is to be killed
 _LEDGER = ("sluice_event", "sluice_task", "sluice_baseline", "sluice_lease", "sluice_run")
@@ -341,7 +344,8 @@ class Campaign(RuleBasedStateMachine):
     def work(self, skew: int, horses: bool) -> None:
         """One of RQ's own workers until the queues are empty."""
         flags = ["--burst"] if horses else ["--burst", "--simple"]
-        worker = self._start("queue_worker", "--name", "rq", *flags, *QUEUES, skew=skew)
+        name = CLOCK_OFF if skew else "rq"
+        worker = self._start("queue_worker", "--name", name, *flags, *QUEUES, skew=skew)
         assert worker.wait() == 0, worker.said("err")
 
     @rule()
@@ -763,10 +767,19 @@ class Campaign(RuleBasedStateMachine):
             # Cancelled and submitted again while its first job waits: whoever comes second is turned away.
             "two_homes": set(self.tasks) if in_flight and self.by_rows else retried,
             "cancelled_unasked": retried,
+            "started_early": self._started_by_a_wrong_clock(),
         }
         for kind, ids in found.violations.items():
             left = set(ids) - excused.get(kind, set())
             assert not left, f"{kind}: {sorted(left)}\n{found.table()}"
+
+    def _started_by_a_wrong_clock(self) -> set[str]:
+        effects = read_effects([self.scene.effects])
+        return {
+            task_id
+            for task_id, history in effects.tasks.items()
+            if any(CLOCK_OFF in mark.runner for mark in history.starts)
+        }
 
     def _finish_the_run(self) -> None:
         """The operator types the same command until it is done."""

@@ -41,6 +41,7 @@ SHORT = {
     "queue_plan_watch_seconds": 0,
     "queue_validate_latency_floor_ms": 10_000,
     "queue_validate_pickup_seconds": 60,
+    "queue_validate_tasks_per_minute": 1,
 }
 _LONGEST_RUN_SECONDS = 900.0
 

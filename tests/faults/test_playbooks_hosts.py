@@ -80,7 +80,7 @@ def test_a_host_lost_at_the_drain_takes_the_run_back_on_the_others(two: Two) -> 
     # By what it prints: a look of ours at the database would be a stranger's.
     until(
         lambda: (
-            "TASK [queue_reload" in run.log.read_text().partition("PLAY [10/14")[2] or run.process.poll() is not None
+            "TASK [queue_reload" in run.log.read_text().partition("PLAY [10/15")[2] or run.process.poll() is not None
         ),
         "the play that drains",
     )

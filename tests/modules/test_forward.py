@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ansible.module_utils.sluice.adapters.supervisord import SupervisordWorkers
 from ansible.module_utils.sluice.ports.surroundings import WorkerProcess
@@ -80,7 +82,11 @@ def test_a_forward_run(site: Site, planted_secrets: PlantedSecrets, monkeypatch:
         advance(site, "verified")
 
         assert does("queue_intake")["open"] is True
-        assert does("queue_validate")["criteria"]
+        workers = [{"host": "app1", "name": "rq_0", "memory_mb": 61.5}]
+        criteria = {c["name"]: c["value"] for c in does("queue_validate", processes=workers)["criteria"]}
+        assert criteria["worker memory"] == "largest of 1: 62 MB (app1 rq_0); limit 500 MB"
+        assert "tasks a minute" in criteria["throughput"]
+        assert criteria["results kept"].startswith("in the rows of 20 canaries")
         advance(site, "validated")
     site.application.forget_jobs()
     assert does("queue_status")["phase"] == "validated"
@@ -90,10 +96,11 @@ def test_a_forward_run(site: Site, planted_secrets: PlantedSecrets, monkeypatch:
     assert site.sql("SELECT COUNT(*) FROM caption_tasks WHERE status = 'queued' AND custody = 'rq'") == [(TASKS,)]
     assert site.client.keys("sluice:*") == []
 
-    process = WorkerProcess("w1", "h", 1, "RUNNING", None, True)
+    process = WorkerProcess("w1", "h", os.getpid(), "RUNNING", None, True)
     monkeypatch.setattr(SupervisordWorkers, "list", lambda _self, _group: [process])
     monkeypatch.setattr(SupervisordWorkers, "leftovers", lambda _self, _group: [])
-    assert does("queue_workers")["processes"]
+    (seen,) = does("queue_workers")["processes"]
+    assert 10 < seen["memory_mb"] < 2000
 
     # What only a way back uses is called in test_back.
     assert set(called) == set(MODULES) - {"queue_evidence"}, "a module was left out"

@@ -72,6 +72,14 @@ def test_a_worker_on_an_unknown_host_stops_the_run_before_the_route(site: Site) 
         refused.assert_refused("no unknown RQ worker failed", "h1", "add the host to the inventory, or stop the worker")
 
 
+def test_a_host_whose_workers_end_at_once_closes_the_gate(site: Site) -> None:
+    """Its supervisor said that they run, and those of the other hosts serve every queue."""
+    site.open(Phase.PREPARED)
+    with site.worker():
+        refused = site.call("queue_workers_prove", worker_hosts=["h1", "h2", "h3"], deadline=0)
+    refused.assert_refused("every host has a worker failed: none is heard of from h2, h3", "take it out of")
+
+
 def test_workers_that_are_on_their_way_up_are_waited_for(site: Site) -> None:
     """A supervisor says that a process runs before the worker in it is heard of."""
     site.open(Phase.PREPARED)
@@ -89,7 +97,7 @@ def test_a_wait_for_workers_says_so_in_each_slice(site: Site, monkeypatch: pytes
     site.open(Phase.PREPARED)
     waiting = site.call("queue_workers_prove", sliced=True, deadline=60).assert_done()
     (line,) = waiting.result["lines"]
-    assert line.startswith("not every queue has a worker that is heard of, at most ")
+    assert line.startswith("not every queue and host has a worker that is heard of, at most ")
     over = site.call("queue_workers_prove", sliced=True, deadline=60, cursor={"until": 1.0})
     over.assert_refused("live RQ workers failed: 0 heard of")
 

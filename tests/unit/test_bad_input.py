@@ -489,12 +489,13 @@ def test_every_row_and_every_job_together_come_to_a_decision() -> None:
 def test_a_worker_of_any_content_is_no_live_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     queues = source().queues
     hashes: Mapping[str, list[bytes | None]] = {
-        "a": [b"yesterday", b"high", None],
-        "b": [b"\xff\xfe", b"\xff", None],
-        "c": [None, None, None],
-        "d": [b"2026-01-01T00:00:00.000000Z", b"high,\xff", b""],
+        "a": [b"yesterday", b"high", None, b"app1"],
+        "b": [b"\xff\xfe", b"\xff", None, b"\xff"],
+        "c": [None, None, None, None],
+        "d": [b"2026-01-01T00:00:00.000000Z", b"high,\xff", b"", b"app2"],
     }
     monkeypatch.setattr(queues.client, "smembers", lambda _: set(hashes))
     monkeypatch.setattr(queues.client, "hmget", lambda key, *_: hashes[key])
-    live, _ = queues.worker_checks(1767225600.0, 1)
+    hosts, live, _ = queues.worker_checks(1767225600.0, 1, ["app1", "app2"])
     assert live.reading.startswith("1 heard of")
+    assert hosts.reading == "none is heard of from app1"

@@ -72,6 +72,24 @@ class Processes:
         found = (entry.partition(b"=") for entry in data.split(b"\0"))
         return {os.fsdecode(name): os.fsdecode(value) for name, _, value in found if name}
 
+    def resident(self, pid: int) -> int | None:
+        """Bytes of memory that the largest of a process and its descendants holds; None when it cannot be read."""
+        running = self.all()
+        family, grown = {pid}, True
+        while grown:
+            more = {process.pid for process in running.values() if process.parent in family} - family
+            family |= more
+            grown = bool(more)
+        sizes = [size for member in family if (size := self._resident(member)) is not None]
+        return max(sizes, default=None)
+
+    def _resident(self, pid: int) -> int | None:
+        try:
+            lines = (self.root / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), None)
+
     def catches(self, process: Process, number: signal.Signals) -> bool:
         """Whether it has a handler of its own for a signal, so that the signal asks it and does not end it."""
         try:

@@ -513,6 +513,15 @@ class RqQueues:
             answers = pipe.execute()
         return {queue: int(answers[2 * i]) + int(answers[2 * i + 1]) for i, queue in enumerate(self.queues())}
 
+    def shortest_life(self, job_ids: Sequence[str]) -> float | None:
+        """Seconds until the first of these jobs that are here expires; None when none is, or none expires."""
+        with speaking(self.client):
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipe.pttl(self.job_key(job_id))
+            lives = [int(answer) / 1000 for answer in pipe.execute() if int(answer) >= 0]
+        return min(lives, default=None)
+
     def probe(self) -> object:
         """Enqueue ``operator.add(20, 22)`` on a queue of its own, run it by a real RQ worker here, remove every trace.
 
@@ -545,26 +554,40 @@ class RqQueues:
             channel.subscribe(f"{self.prefix}:pubsub:{worker}")
             channel.get_message(timeout=5.0)
 
-    def worker_checks(self, now: float, least: int) -> list[Check]:
-        """Live workers by their heartbeats, in total and for each queue of the mapping. Reads only."""
+    def worker_checks(self, now: float, least: int, hosts: Sequence[str] = ()) -> list[Check]:
+        """Live workers by their heartbeats, in total, for each queue of the mapping and on each host. Reads only.
+
+        :param hosts: host names, as ``hostname`` prints them, each of which must have one
+        """
         listening: dict[str, int] = dict.fromkeys(self.queues(), 0)
+        silent = dict.fromkeys(hosts)
         live = 0
         with speaking(self.client):
             for key in sorted(cast("set[bytes]", self.client.smembers(f"{self.prefix}:workers"))):
-                values = self.client.hmget(key, "last_heartbeat", "queues", "death")
-                heartbeat, queues, death = (v.decode(errors="replace") if isinstance(v, bytes) else "" for v in values)
+                values = self.client.hmget(key, "last_heartbeat", "queues", "death", "hostname")
+                heartbeat, queues, death, host = (
+                    v.decode(errors="replace") if isinstance(v, bytes) else "" for v in values
+                )
                 heard = epoch(heartbeat.encode())
                 # A busy worker is heard of at least every 90 s, an idle one every 480 s (RQ 2 and 3); one whose
                 # heartbeat cannot be read is not known to live.
                 if heard is None or death or now - heard > 490:
                     continue
                 live += 1
+                silent.pop(host, None)
                 for queue in queues.split(","):
                     if queue in listening:
                         listening[queue] += 1
         empty = [queue for queue, number in listening.items() if not number]
         advice = "start the target's workers on every queue of the mapping."
+        on_hosts = Check.of(
+            "every host has a worker",
+            not silent,
+            f"none is heard of from {', '.join(silent)}" if silent else f"{len(hosts)} hosts",
+            "see on the host why its workers end, or take it out of queue_worker_hosts.",
+        )
         return [
+            *([on_hosts] if hosts else []),
             Check.of("live RQ workers", live >= least, f"{live} heard of, at least {least} wanted", advice),
             Check.of(
                 "every queue has a worker",

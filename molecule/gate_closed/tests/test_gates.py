@@ -46,7 +46,8 @@ FAULTS = {
     "workers failed": Fault(
         "app2", f"mkdir -p '{RUN_DIR}' && printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n' >'{RUN_DIR}/x.conf'"
                 " && systemctl daemon-reload",
-        f"rm -r '{RUN_DIR}' && systemctl daemon-reload", (RQ,),
+        f"rm -r '{RUN_DIR}' && systemctl daemon-reload", ("every host has a worker", "none is heard of from app2"),
+        {"queue_prove_deadline": 20},
     ),
     "drain unreadable": Fault("app2", "chmod a-x /bin/systemctl && true", "chmod a+x /bin/systemctl", ("systemctl",)),
 }  # fmt: skip

@@ -89,7 +89,7 @@ def route(given: Given) -> Result:
 
 
 def workers_gate(given: Given) -> Result:
-    """Record that the target's workers run and are heard of in the target: live, on every queue.
+    """Record that the target's workers run and are heard of in the target: live, on every queue and every host.
 
     A worker is heard of some seconds after its supervisor says that it runs: it is waited for, to a deadline.
     """
@@ -104,7 +104,7 @@ def workers_gate(given: Given) -> Result:
     end = system.clock.monotonic() + SLICE_SECONDS
     while not heard and time.time() < until:
         if system.clock.monotonic() >= end:
-            line = f"not every queue has a worker that is heard of, at most {until - time.time():.0f} s more"
+            line = f"not every queue and host has a worker that is heard of, at most {until - time.time():.0f} s more"
             return {"changed": False, "lines": [line], "cursor": {"until": until}}
         system.clock.wait(0.5)
         gate, heard = _workers_seen(given)
@@ -114,7 +114,7 @@ def workers_gate(given: Given) -> Result:
 def _workers_seen(given: Given) -> tuple[Gate, bool]:
     """The gate as it is now, and whether no more waiting is due: workers are heard of, or a stranger is, who stays."""
     system, hosts = given.system, given.params["worker_hosts"]
-    wanted = system.target.worker_checks(system.clock.now(), given.params["workers_min"])
+    wanted = system.target.worker_checks(system.clock.now(), given.params["workers_min"], hosts or ())
     strangers = (
         rq_strangers(system.redis, hosts, prefix=system.target.prefix, queues=system.target.queues())
         if hosts is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import time
 
+from ...adapters.processes import Processes
 from ...adapters.supervision import supervisor
 from ...core.errors import StoreError
 from ...ports.surroundings import Supervisor, WorkerProcess
@@ -33,7 +34,7 @@ def workers(given: Given) -> Result:
         would = {"started": resting, "drained": bool(running), "killed": bool(running), "reloaded": True}
         return {
             "changed": would.get(state, False),
-            "processes": [_process(p) for p in found],
+            "processes": [_measured(p) for p in found],
             "leftovers": [_process(p) for p in left],
             "lines": [_process_line(p) for p in [*found, *left]],
         }
@@ -109,6 +110,14 @@ def _process(process: WorkerProcess) -> Result:
     return {
         "name": process.name, "host": process.host, "pid": process.pid, "state": process.state, "exit": process.exit,
     }  # fmt: skip
+
+
+def _measured(process: WorkerProcess) -> Result:
+    """The process with ``memory_mb`` when it runs: its largest process' own, None when that cannot be read."""
+    if not process.pid:
+        return _process(process)
+    size = Processes().resident(process.pid)
+    return {**_process(process), "memory_mb": None if size is None else round(size / 1e6, 1)}
 
 
 def _process_line(process: WorkerProcess) -> str:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ...adapters.http_application import CanaryForm, HttpApplication, parse_form
-from ...core import sides
+from ...core import criteria, sides
 from ...core.errors import SluiceError
 from ...core.phases import Phase
 from ...core.tasks import Lease, Place
@@ -162,12 +162,13 @@ def validate(given: Given) -> Result:
     application, form, first = application_of(given)
     cursor: dict[str, Any] = dict(params["cursor"])
     if not cursor:
-        waiting, first_at = _waiting_at_target(system), time.time()
+        waiting, finished, first_at = _waiting_at_target(system), _finished(system), time.time()
         answers, refused = canaries.submit(application, first, max(20, 4 * len(form.priorities)), form.priorities)
         cursor = {
             "until": time.time() + params["deadline"], "ids": [a.task_id for a in answers], "refused": refused,
             "times": [a.seconds for a in answers], "step": "canaries", "begun": time.time(),
             "accepted": canaries.accepted_at(answers, first_at), "picked_up": {}, "backlog": waiting,
+            "finished": finished,
         }  # fmt: skip
     if cursor["step"] == "canaries":
         deadline = system.clock.monotonic() + max(0.0, cursor["until"] - time.time())
@@ -201,9 +202,9 @@ def validate(given: Given) -> Result:
     for gate in gates:
         runs.record_gate(system.ledger, lease, gate)
     whole = Gate("validation", tuple(check for gate in gates for check in gate.checks))
-    criteria = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
-    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": criteria})
-    return {**gate_result(whole, changed=True), "criteria": criteria, "lines": gate_lines(whole)}
+    values = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
+    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": values})
+    return {**gate_result(whole, changed=True), "criteria": values, "lines": gate_lines(whole)}
 
 
 def _validate_back(given: Given, run: Run, lease: Lease) -> Result:
@@ -240,13 +241,17 @@ def _validate_back(given: Given, run: Run, lease: Lease) -> Result:
         system.ledger.record(lease, "measure", "in service again", "", {"seconds": round(since, 1)})
         lines = [f"in service again {since:.0f} s after the command began"]
     whole = Gate("validation", tuple(check for gate in gates for check in gate.checks))
-    criteria = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
-    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": criteria})
-    return {**gate_result(whole, changed=True), "criteria": criteria, "lines": [*gate_lines(whole), *lines]}
+    values = [{"name": c.name, "value": c.reading, "verdict": c.verdict.value} for c in whole.checks]
+    system.ledger.record(lease, "measure", "validation", whole.verdict.value, {"criteria": values})
+    return {**gate_result(whole, changed=True), "criteria": values, "lines": [*gate_lines(whole), *lines]}
 
 
 def _waiting_at_target(system: Any) -> int:
     return sum(system.target.depths().values())
+
+
+def _finished(system: Any) -> int:
+    return sum(places.get("finished", 0) for places in system.source.counts().values())
 
 
 def _canaries_finished(cursor: dict[str, Any], side: str = "target") -> Check:
@@ -289,7 +294,7 @@ def _constraint(given: Given, application: HttpApplication, user: int) -> Check:
 
 def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
     """After the observation time: nothing ready at the side that was left, workers alive, the backlog not growing."""
-    system = given.system
+    system, params = given.system, given.params
     counts = system.source.counts()
     left = sum(p.get("ready", 0) + p.get("delayed", 0) for p in counts.values())
     waiting, before = _waiting_at_target(system), int(cursor["queues"])
@@ -300,13 +305,24 @@ def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
             f"{left} ready or delayed",
             "run playbooks/migrate.yml again: it moves stragglers.",
         ),
-        *system.target.worker_checks(system.clock.now(), given.params["workers_min"]),
+        *system.target.worker_checks(system.clock.now(), params["workers_min"]),
         Check.of(
             "backlog",
             True,
-            f"{waiting} waiting, {before} at the start of {given.params['observation_seconds']} s of observation",
+            f"{waiting} waiting, {before} at the start of {params['observation_seconds']} s of observation",
         ),
     ]
+    ended = [task_id for task_id, place in cursor["places"].items() if place == Place.FINISHED]
+    # Rows that are deleted on success count for nothing; the canaries were seen.
+    finished = max(_finished(system) - int(cursor["finished"]), len(ended))
+    checks.append(
+        criteria.throughput(finished, time.time() - cursor["begun"], waiting, float(params["tasks_per_minute"]))
+    )
+    kept = sum(seen.place == Place.FINISHED for seen in system.source.look(ended).values())
+    life = system.target.shortest_life(ended)
+    checks.append(criteria.results_kept(kept, len(ended), life, float(params["results_hours"])))
+    if params["processes"] is not None:
+        checks.append(criteria.worker_memory(params["processes"], float(params["worker_memory_mb"])))
     failed = sum(p.get("failed", 0) for p in counts.values())
     checks.append(Check.of("failed tasks", True, f"{failed} in all"))
     return checks
