@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from faults.mover import REFUSED
 from faults.scene import QUEUES, Scene, is_frozen
 from lab.stores import free_port
 from oracle.patience import until
-from stores_fixture import ChangedMariaDB, SkewedRedis
+from stores_fixture import ChangedMariaDB, SkewedRedis, with_clock_off
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -145,6 +146,20 @@ def test_a_small_difference_changes_no_time(skewed: Skewed) -> None:
     verdict = scene.verdict()
     assert verdict.clean, verdict.table()
     assert verdict.figures["rows_completed"] == verdict.figures["starts"] == TASKS
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["the mover ahead", "the mover behind"])
+def test_a_delayed_task_goes_by_the_stores_clocks_and_not_the_movers(skewed: Skewed, ahead: float) -> None:
+    """Preflight saw another host, or the clock was set since: no task is queued before its time."""
+    scene = skewed(0.0, 0.0)
+    scene.seed(TASKS, delayed_share=0.5, delay=DELAY * 10)
+    ((later,),) = scene.sql("SELECT COUNT(*) FROM caption_tasks WHERE available_at > UTC_TIMESTAMP(6)")
+    order = scene.claim_order()
+    moved = scene.start("-m", "faults.mover", *OPTIONS, program=(*with_clock_off(ahead), sys.executable))
+    assert scene.ending(moved).status == 0
+    assert TASKS // 3 < later < TASKS
+    assert sum(scene.client.zcard(f"rq:scheduled:{queue}") for queue in QUEUES) == later
+    assert sum(map(len, scene.queued().values())) == sum(map(len, order.values())) - later == TASKS - later
 
 
 @pytest.mark.parametrize("database", [HOUR, -HOUR], ids=["the database ahead", "the database behind"])

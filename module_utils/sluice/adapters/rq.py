@@ -7,7 +7,6 @@ raw commands, since RQ's own reads clean up as they go.
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 import time
 from collections import defaultdict
@@ -348,11 +347,7 @@ class RqQueues:
             self._activated,
         ]
         for task in tasks:
-            arguments += (
-                task.job_id,
-                task.queue,
-                "" if task.eta is None or task.eta <= now.timestamp() else math.ceil(task.eta),
-            )
+            arguments += (task.job_id, task.queue, "" if task.eta is None else repr(float(task.eta)))
         answer = self.call(rq_scripts.ACTIVATE, lease, arguments)
         if len(answer) > 1:
             raise StagesGone(int(answer[0]), [job_id.decode() for job_id in answer[1:]], place(self.client))

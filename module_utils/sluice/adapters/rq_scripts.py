@@ -77,7 +77,9 @@ return out
 
 #: ARGV: 3 job key prefix; 4 queue key prefix; 5 scheduled registry prefix; 6 key of the set of queues; 7 now (ISO);
 #: 8 batch number; 9 key of the last batch; 10 the batch that the caller knows to be activated; then per job: id,
-#: queue, score ('' = due). A store behind the caller's knowledge was restarted without its last writes: it is refused.
+#: queue, ETA in epoch seconds ('' = due). Whether an ETA has passed goes by Redis' clock: that of the host which calls
+#: may be off. RQ keeps whole seconds, so it is rounded up. A store behind the caller's knowledge was restarted without
+#: its last writes: it is refused.
 #: Answers: the number made runnable, then the ids whose staged hash is gone.
 ACTIVATE = (
     _GUARD
@@ -86,23 +88,25 @@ if tonumber(redis.call('GET', ARGV[9]) or '0') < tonumber(ARGV[10]) then return 
 local out, count = {0}, 0
 local lists, order, members = {}, {}, {}
 local marked = {}
+local moment = redis.call('TIME')
+local now = tonumber(moment[1]) + tonumber(moment[2]) / 1000000
 for from = 11, #ARGV, 3000 do
   local ids = {}
   for at = from, math.min(from + 2999, #ARGV), 3 do ids[#ids + 1] = ARGV[at] end
   for _, word in ipairs(redis.call('SMISMEMBER', KEYS[3], unpack(ids))) do marked[#marked + 1] = word end
 end
 for at = 11, #ARGV, 3 do
-  local id, queue, score = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local id, queue, eta = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   if marked[(at - 8) / 3] == 0 then
     local key = ARGV[3] .. id
     if field(key, 'status') == 'created' then
       if lists[queue] == nil then lists[queue] = {}; order[#order + 1] = queue end
-      if score == '' then
+      if eta == '' or tonumber(eta) <= now then
         redis.call('HSET', key, 'status', 'queued', 'enqueued_at', ARGV[7])
         lists[queue][#lists[queue] + 1] = id
       else
         redis.call('HSET', key, 'status', 'scheduled')
-        redis.call('ZADD', ARGV[5] .. queue, score, id)
+        redis.call('ZADD', ARGV[5] .. queue, math.ceil(tonumber(eta)), id)
       end
       members[#members + 1] = id
       count = count + 1
