@@ -46,17 +46,17 @@ def main() -> None:
     task_types.load(settings)
     # RQ reads its prefix from the environment when it is first imported.
     os.environ["RQ_KEY_PREFIX"] = settings.rq_key_prefix
-    from rq import SimpleWorker, Worker
     from rq.serializers import JSONSerializer
 
     from captions.jobs import (  # with all it needs, before the fork: no work horse imports it again
         end_lease_of_killed,
         park_unreadable,
     )
+    from captions.rq_workers import ForkingWorker, InlineWorker
 
     # A killed worker's name stays registered for minutes; a new process needs another.
     name = f"{arguments.name}-{os.getpid()}-{secrets.token_hex(3)}"
-    worker_class = SimpleWorker if arguments.simple else Worker
+    worker_class = InlineWorker if arguments.simple else ForkingWorker
     worker = worker_class(
         arguments.queues.split(",") if arguments.queues else list(task_types.queues()),
         name=name,

@@ -141,6 +141,41 @@ def test_workers_do_not_outlive_a_killed_gunicorn(runtime: Runtime) -> None:
         until(lambda: alive(runtime) == {}, "no workers")
 
 
+#: A worker whose registries take a while to clean, and that drops every exception meanwhile, as RQ does for each job.
+SLOW_TO_CLEAN = """
+import sys, time
+import rq.worker.base
+from captions import rqworker
+
+def clean(*_):
+    try:
+        print("cleaning", flush=True)
+        time.sleep(60)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+
+rq.worker.base.clean_registries = clean
+sys.argv = ["captions.rqworker", "--queues", "low", *sys.argv[1:]]
+rqworker.main()
+"""
+
+
+@pytest.mark.parametrize("kind", [[], ["--simple"]], ids=["forking", "simple"])
+def test_a_worker_that_is_told_to_end_while_it_cleans_registries_ends(runtime: Runtime, kind: list[str]) -> None:
+    environment = {**os.environ, "CAPTIONS_ENV_FILE": str(runtime.env_file), "PYTHONPATH": str(APP)}
+    command = [sys.executable, "-c", SLOW_TO_CLEAN, *kind]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+        assert worker.stdout is not None
+        lines = iter(worker.stdout.readline, b"")
+        assert b"cleaning\n" in lines
+        worker.terminate()
+        assert b"StopRequested\n" in lines
+        try:
+            assert worker.wait(20) == 0
+        finally:
+            worker.kill()
+
+
 def test_without_a_set_the_program_ends_at_once(runtime: Runtime) -> None:
     assert runtime.process("captions.workers") == ""
 
