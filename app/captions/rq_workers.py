@@ -14,7 +14,7 @@ class _Ending(BaseWorker):
 
     def _shutdown(self) -> None:
         self._told = True
-        super()._shutdown()  # type: ignore[no-untyped-call]
+        super()._shutdown()
 
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()
