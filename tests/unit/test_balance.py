@@ -193,3 +193,14 @@ def test_terms_that_do_not_add_up_do_not_hold() -> None:
 
 def test_the_unfinished_terms_are_those_without_an_outcome() -> None:
     assert set(Term) - UNFINISHED == {T.FINISHED, T.FAILED, T.CANCELLED, T.DEPARTED}
+
+
+def test_the_words_of_the_terms_are_printed_and_kept_in_the_ledger() -> None:
+    assert [*Term] == ["ready", "delayed", "leased", "held", "staged", "queued", "scheduled", "deferred", "running",
+                       "finished", "failed", "cancelled", "departed"]  # fmt: skip
+
+
+def test_fifty_ids_at_fault_are_named_and_all_are_counted() -> None:
+    found = total(Account(str(number), None, "known, and found nowhere") for number in range(60))
+    assert [entry.id for entry in found.faults] == [str(number) for number in range(50)]
+    assert (found.known, found.fault_count, found.holds) == (60, 60, False)

@@ -124,6 +124,25 @@ def test_every_axis_value_is_named_when_it_decides() -> None:
             assert (f"{name} is {getattr(state, name)}:" in text) is decides, (state, name)
 
 
+@pytest.mark.parametrize(
+    ("state", "reasons"),
+    [
+        (State(Severity.LOW, Function.WORKS, Integrity.INTACT, Performance.NORMAL, Stability.STABLE),
+         ["no axis asks for more than a fix in place"]),
+        (State(Severity.LOW, Function.WORKS, Integrity.INTACT, Performance.DEGRADED, Stability.UNSTABLE),
+         ["performance is degraded: asks for a partial rollback",
+          "stability is unstable: asks for a partial rollback"]),
+        (State(Severity.MEDIUM, Function.PARTIAL, Integrity.INTACT, Performance.NORMAL, Stability.UNSTABLE),
+         ["function is partial: asks for a planned rollback"]),
+        (State(Severity.CRITICAL, Function.WORKS, Integrity.COMPROMISED, Performance.SEVERE, Stability.STABLE),
+         ["severity is critical: asks for an emergency rollback",
+          "integrity is compromised: asks for an emergency rollback"]),
+    ],
+)  # fmt: skip
+def test_the_reasons_are_these_words(state: State, reasons: list[str]) -> None:
+    assert decide(state, Standing.IN_TARGET).reasons == (*reasons, WHY[Standing.IN_TARGET])
+
+
 def test_a_severity_that_comes_from_the_readings_is_no_reason_of_its_own() -> None:
     state = State(Severity.CRITICAL, Function.NONE, Integrity.INTACT, Performance.NORMAL, Stability.STABLE)
     said = decide(state, Standing.IN_TARGET, stated=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible.module_utils.sluice.core.tasks import LONGEST_ID, job_id_for, job_name
+from ansible.module_utils.sluice.adapters.ledger_sql import task_table
+from ansible.module_utils.sluice.core.tasks import ENDED_MEANWHILE, LONGEST_ID, Home, Mark, Place, job_id_for, job_name
 
 
 @pytest.mark.parametrize("task_id", ["1", "9f1c6f3e-5a3b-4c55-9f0e-0d2d6d1f9f3b", "a_b-C", "x" * 180])
@@ -48,3 +49,17 @@ def test_another_job_is_called_by_what_can_be_shown_and_its_digest(raw: bytes, s
     assert re.fullmatch(re.escape(shown) + r"~[0-9a-f]{40}", name)
     assert len(name) <= LONGEST_ID
     assert job_name(name.encode()) != name, "nobody can take the name of another"
+
+
+def test_the_words_that_ledgers_and_archives_keep() -> None:
+    """A word that changes here is another word than the one that is already written there."""
+    assert [*Place] == ["ready", "delayed", "leased", "claimed", "moved", "running", "finished", "failed", "cancelled",
+                        "unknown"]  # fmt: skip
+    assert [*Home] == ["staged", "queued", "intermediate", "scheduled", "deferred", "started", "finished", "failed",
+                       "cancelled", "orphan", "bodiless"]  # fmt: skip
+    assert [*Mark] == ["claimed", "moved", "returned", "held", "settled"]
+    assert ENDED_MEANWHILE == "ended at the source while it was claimed"
+
+
+def test_an_id_is_as_long_as_the_ledgers_column() -> None:
+    assert task_table.c.task_id.type.length == LONGEST_ID == 190
