@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -149,8 +150,9 @@ def test_a_slice_ends_between_two_batches_and_the_next_goes_on(world: World) -> 
 def test_an_open_fence_stops_it_before_anything_is_touched(world: World) -> None:
     world.add(3)
     world.fence = Gate("fence", [Check("sessions", Verdict.UNKNOWN, "cannot be read", "grant PROCESS")])
-    with pytest.raises(FenceOpen, match="sessions unknown: cannot be read"):
+    with pytest.raises(FenceOpen, match="sessions unknown: cannot be read") as refused:
         world.run()
+    assert (refused.value.where, refused.value.next_step) == ("fence", "run the same command again: it fences first.")
     assert set(world.places().values()) == {"ready"}
     assert world.target.jobs == {}
 
@@ -222,8 +224,12 @@ def test_a_source_restored_from_a_backup_is_refused(world: World) -> None:
     world.source.rows[ids[0]].custody = "source"  # the table went back in time; the target did not
     world.ledger.entries.clear()
     world.restart()
-    with pytest.raises(RunConflict, match="restored from a backup"):
+    with pytest.raises(RunConflict, match=r"from a backup\. Nothing more was moved\.") as refused:
         world.run()
+    assert refused.value.where == "source"
+    assert refused.value.next_step == (
+        "restore both stores to one moment, or settle these ids by hand; see playbooks/status.yml."
+    )
     assert world.target.queued("normal") == ids
     assert world.places()[ids[0]] == "claimed"
 
@@ -299,6 +305,92 @@ def test_a_slow_store_gets_smaller_batches(world: World, monkeypatch: pytest.Mon
     assert world.run(pace=Pace(batch=32, smallest=4, largest=64)).moved == 60
     assert sizes[:4] == [32, 16, 8, 4]
     assert min(sizes) == 4
+
+
+def renewals(world: World, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The moments at which the lease is renewed, in seconds waited so far."""
+    moments: list[float] = []
+    renew = world.ledger.renew
+
+    def noted(lease: Lease, seconds: float) -> None:
+        moments.append(world.clock.monotonic())
+        renew(lease, seconds)
+
+    monkeypatch.setattr(world.ledger, "renew", noted)
+    return moments
+
+
+def test_the_lease_is_renewed_each_quarter_of_its_time_and_not_each_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(100)
+    claim = world.source.claim
+
+    def slow(lease: Lease, limit: int) -> Claim:
+        world.clock.wait(2.5)  # a quarter of the lease is 5 s: a third batch begins after it
+        return claim(lease, limit)
+
+    monkeypatch.setattr(world.source, "claim", slow)
+    moments = renewals(world, monkeypatch)
+    moved = world.run(pace=Pace(batch=10, smallest=10, largest=10, lease_seconds=20))
+    assert (moved.moved, moved.done) == (100, True)
+    assert moments[0] == 0.0
+    assert 2 <= len(moments) <= 6, "by the clock, not by the batch"
+    assert all(later - earlier <= 10 for earlier, later in zip(moments, [*moments[1:], moved.seconds], strict=True))
+    assert all(later - earlier > 5 for earlier, later in itertools.pairwise(moments))
+
+
+def test_a_slice_begins_with_a_fresh_lease(world: World) -> None:
+    world.clock.wait(50)
+    assert world.run().done
+    state = world.ledger.lease_state()
+    assert state is not None
+    assert state.remaining == SMALL.lease_seconds
+
+
+def test_a_long_wait_renews_the_lease_each_fifth_of_its_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(10)
+    moments = renewals(world, monkeypatch)
+    moved = world.run(30, pace=Pace(batch=1, rate=0.05, lease_seconds=10))
+    assert 30 <= moved.seconds <= 32
+    assert max(later - earlier for earlier, later in itertools.pairwise(moments)) <= 2.0
+
+
+def test_short_waits_renew_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(20)
+    moments = renewals(world, monkeypatch)
+    assert world.run(pace=Pace(batch=1, rate=10, lease_seconds=100)).done
+    assert moments == [0.0]
+
+
+def test_what_is_held_counts_for_the_rate_too(world: World) -> None:
+    world.add(10, "nowhere")
+    moved = world.run(3600, pace=Pace(batch=1, rate=1))
+    assert (moved.held, moved.done) == (10, True)
+    assert moved.seconds >= 7
+
+
+def test_a_quick_store_gets_larger_batches_by_a_quarter_up_to_the_largest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(100)
+    claim = world.source.claim
+    sizes: list[int] = []
+
+    def noted(lease: Lease, limit: int) -> Claim:
+        sizes.append(limit)
+        return claim(lease, limit)
+
+    monkeypatch.setattr(world.source, "claim", noted)
+    assert world.run(pace=Pace(batch=8, smallest=4, largest=13)).moved == 100
+    assert sizes[:4] == [8, 10, 12, 13]
+    assert max(sizes) == 13
+
+
+def test_the_default_pace() -> None:
+    """The bound on lock time and the room for progress lines were chosen for these."""
+    assert Pace() == Pace(batch=1000, smallest=50, largest=1000, rate=0.0, lease_seconds=25.0)
+    assert Moved() == Moved(0, 0, 0, 0, 0, False, False, 0.0)
 
 
 # -- resume -----------------------------------------------------------------------------------------------------------
@@ -415,8 +507,12 @@ def test_abort_puts_back_what_was_claimed_and_deletes_its_stages(world: World) -
     tasks = world.source.claim(world.lease, 3).tasks
     world.target.stage(world.lease, tasks)
     world.target.enter(Home.QUEUED, "normal", "theirs")
+    asked: list[Sequence[str]] = []
+    discard = world.target.discard
+    world.target.discard = lambda lease, ids: (asked.append(list(ids)), discard(lease, ids))[1]  # type: ignore[method-assign]
     world.restart()
     assert abort(world.source, world.target, world.lease) == (3, 3)
+    assert asked == [ids[:3]], "nothing but stages is to be deleted"
     assert set(world.places().values()) == {"ready"}
     assert list(world.target.jobs) == ["theirs"]
     assert world.source.head(9) == ids
