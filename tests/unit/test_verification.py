@@ -182,6 +182,7 @@ def test_a_target_that_forgets_departs_what_it_had_been_given(world: World) -> N
     found = world.verification(FORGETS).balance()
     assert terms(found.balance) == {"queued": 6, "departed": 1}
     assert [entry.id for entry in found.balance.faults] == [world.ids[1]]
+    assert found.looked_at == 1, "what has its marker is no suspect"
 
 
 def test_a_marker_counts_only_for_a_moved_task_without_a_home(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +316,7 @@ def verified(*faults: str, known: int = 10, counted: int | None = None) -> Verif
 def test_the_gate_is_open_only_when_all_are_in_one_place_and_nothing_was_left() -> None:
     gate = balance_gate(verified(), left_at_source=0)
     assert (gate.name, gate.open) == ("balance", True)
+    assert [check.name for check in gate.checks] == ["every id in exactly one place", "nothing left at the source"]
     assert [check.reading for check in gate.checks] == ["10 known, 0 at fault", "0 ready or delayed at the source"]
     assert not balance_gate(verified(), left_at_source=1).open
     assert not balance_gate(verified("a"), left_at_source=0).open
@@ -323,14 +325,19 @@ def test_the_gate_is_open_only_when_all_are_in_one_place_and_nothing_was_left() 
 def test_the_gate_names_five_and_counts_the_rest() -> None:
     check = balance_gate(verified("a"), left_at_source=0).checks[0]
     assert check.reading == "10 known, 1 at fault: a: lost"
-    assert "recover.yml" in check.next_step
+    assert check.next_step == (
+        "if Redis lost jobs, or gave one to a worker whose host was gone, run playbooks/recover.yml: it places again what"
+        " has not started; else look at the ids named here before going on."
+    )
     check = balance_gate(verified(*"abcde"), left_at_source=0).checks[0]
     assert check.reading == "10 known, 5 at fault: a: lost; b: lost; c: lost; d: lost; e: lost"
     check = balance_gate(verified(*"abcdef", counted=9), left_at_source=3).checks[0]
     assert check.reading == "10 known, 9 at fault: a: lost; b: lost; c: lost; d: lost; e: lost and 4 more"
+    check = balance_gate(verified(*"abcdef"), left_at_source=0).checks[0]
+    assert check.reading.endswith("d: lost; e: lost and 1 more")
     left = balance_gate(verified(), left_at_source=3).checks[1]
     assert (left.reading, left.verdict) == ("3 ready or delayed at the source", Verdict.FAILED)
-    assert "migrate.yml again" in left.next_step
+    assert left.next_step == "run playbooks/migrate.yml again: it moves stragglers."
 
 
 def test_the_rules_are_the_mappings() -> None:
