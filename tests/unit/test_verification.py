@@ -326,8 +326,8 @@ def test_the_gate_names_five_and_counts_the_rest() -> None:
     check = balance_gate(verified("a"), left_at_source=0).checks[0]
     assert check.reading == "10 known, 1 at fault: a: lost"
     assert check.next_step == (
-        "if Redis lost jobs, or gave one to a worker whose host was gone, run playbooks/recover.yml: it places again what"
-        " has not started; else look at the ids named here before going on."
+        "if Redis lost jobs, or gave one to a worker whose host was gone, run playbooks/recover.yml: it places again"
+        " what has not started; else look at the ids named here before going on."
     )
     check = balance_gate(verified(*"abcde"), left_at_source=0).checks[0]
     assert check.reading == "10 known, 5 at fault: a: lost; b: lost; c: lost; d: lost; e: lost"
