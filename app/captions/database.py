@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine
+import pymysql.connections
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 Result = TypeVar("Result")
@@ -20,7 +23,7 @@ def make_engine(url: str, connections: int = 1) -> Engine:
 
     Statement parameters are kept out of error messages: they hold what users sent.
     """
-    return create_engine(
+    engine = create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_size=connections,
@@ -29,6 +32,26 @@ def make_engine(url: str, connections: int = 1) -> Engine:
         hide_parameters=True,
         connect_args={"connect_timeout": 5, "init_command": "SET time_zone = '+00:00', innodb_lock_wait_timeout = 10"},
     )
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, options: _Connection(*args, **options))
+    return engine
+
+
+class _Connection(pymysql.connections.Connection):
+    """Where the URL asks for no TLS, PyMySQL takes any certificate, and yet reads all of the system's: 50 ms each time.
+
+    A work horse connects once for each job, so that was more than half of what a small job took.
+    """
+
+    def _create_ssl_ctx(self, asked: Any) -> ssl.SSLContext:
+        return super()._create_ssl_ctx(asked) if asked else _takes_any_certificate()  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1)
+def _takes_any_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def error_code(error: Exception) -> int | None:

@@ -272,8 +272,9 @@ class PrivateMariaDB(PrivateServer):
     def connect_as_root(self, database: str | None = None) -> pymysql.connections.Connection[pymysql.cursors.Cursor]:
         """A connection of ``root`` over the unix socket, autocommit on. The caller closes it."""
         return pymysql.connect(
-            unix_socket=str(self.socket), user="root", password=self.root_password, database=database, autocommit=True
-        )
+            unix_socket=str(self.socket), user="root", password=self.root_password, database=database, autocommit=True,
+            ssl_disabled=True,
+        )  # fmt: skip
 
     def root_url(self, database: str = "") -> str:
         """An SQLAlchemy URL for ``root`` over the unix socket."""

@@ -128,7 +128,7 @@ class Site(Looks):
         """See :meth:`Looks.sql`."""
         connection = pymysql.connect(
             host=self.layout.address("db"), user=JUDGE, password=self._told["passwords"][JUDGE], database="captions",
-            autocommit=True, connect_timeout=10,
+            autocommit=True, connect_timeout=10, ssl_disabled=True,
         )  # fmt: skip
         with connection, connection.cursor() as cursor:
             cursor.execute(statement, values or None)

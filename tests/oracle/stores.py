@@ -72,6 +72,7 @@ def connect(url: str, *, streaming: bool = False) -> pymysql.Connection[Any]:
         "database": parts.path.strip("/"),
         "charset": "utf8mb4",
         "connect_timeout": 10,
+        "ssl_disabled": True,  # the stores are this machine's own; to prepare for TLS takes 50 ms
     }
     socket = parse_qs(parts.query).get("unix_socket")
     if socket:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import ssl
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import pymysql.connections
 import sqlalchemy as sa
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 from ..core.errors import StoreError
@@ -88,7 +90,7 @@ def connect(url: str, *, pool_size: int = 4) -> Engine:
             f"the database URL has the form '{parsed.drivername}' or names no database.",
             next_step="write mysql+pymysql://user:password@host:port/database.",
         )
-    return sa.create_engine(
+    engine = sa.create_engine(
         parsed,
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
@@ -99,6 +101,27 @@ def connect(url: str, *, pool_size: int = 4) -> Engine:
             "init_command": f"SET innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, lock_wait_timeout={LOCK_WAIT_SECONDS}",
         },
     )
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, options: _Connection(*args, **options))
+    return engine
+
+
+class _Connection(pymysql.connections.Connection):
+    """A connection whose TLS, where the URL asks for nothing, costs no more than it is worth.
+
+    PyMySQL then takes any certificate that the server shows, if it shows one, and reads all certificates of the system
+    before it connects: 50 ms of processor each time, of the 600 that a short step takes in all.
+    """
+
+    def _create_ssl_ctx(self, asked: Any) -> ssl.SSLContext:
+        return super()._create_ssl_ctx(asked) if asked else _takes_any_certificate()  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1)
+def _takes_any_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def place(engine: Engine) -> str:
