@@ -37,12 +37,33 @@ log = logging.getLogger("captions.jobs")
 
 
 @lru_cache(maxsize=1)
+def _engine(url: str) -> Engine:
+    """Made once for a worker and its horses; each has connections of its own."""
+    return make_engine(url)
+
+
+def prepare() -> None:
+    """For a worker, before it forks: what an engine learns of its server at its first connection is inherited.
+
+    A database that does not answer yet is no reason not to start: each horse asks it again.
+    """
+    engine = _engine(load_settings().rq_database_url)
+    try:
+        engine.connect().close()
+    except SQLAlchemyError as error:
+        log.warning("the database does not answer yet (%s)", type(error).__name__)
+    engine.dispose()
+
+
+@lru_cache(maxsize=1)
 def _resources(pid: int) -> tuple[Settings, Engine]:
     """Settings, connection and counters of this process; a forked work horse gets its own."""
     settings = load_settings()
     task_types.load(settings)
     metrics.begin(settings, f"rq-{_WORKER_PID}")
-    return settings, make_engine(settings.rq_database_url)
+    engine = _engine(settings.rq_database_url)
+    engine.dispose(close=False)  # a connection that was there before the fork is the worker's
+    return settings, engine
 
 
 def run_caption(task_id: str) -> dict[str, str]:

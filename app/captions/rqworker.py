@@ -51,6 +51,7 @@ def main() -> None:
     from captions.jobs import (  # with all it needs, before the fork: no work horse imports it again
         end_lease_of_killed,
         park_unreadable,
+        prepare,
     )
     from captions.rq_workers import ForkingWorker, InlineWorker
 
@@ -67,6 +68,7 @@ def main() -> None:
         maintenance_interval=_MAINTENANCE_SECONDS,
         worker_ttl=_LIFE_SIGN_SECONDS,
     )
+    prepare()
     worker.work(burst=arguments.burst, with_scheduler=True, logging_level="INFO")
 
 

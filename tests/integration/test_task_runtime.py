@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
+from functools import lru_cache
 
 import pytest
 from rq import Queue, SimpleWorker
@@ -244,3 +246,27 @@ def test_a_thousand_tasks_with_a_hundred_crashes_leave_no_session_open(
     assert left <= 3
     assert held <= 1
     engine.dispose()
+
+
+def test_a_horse_inherits_the_engine_and_no_connection(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTIONS_ENV_FILE", str(runtime.env_file))
+    monkeypatch.setattr(jobs, "_engine", lru_cache(jobs._engine.__wrapped__))
+    monkeypatch.setattr(jobs, "_resources", lru_cache(jobs._resources.__wrapped__))
+
+    def connection_id() -> int:
+        with jobs._resources(os.getpid())[1].connect() as connection:
+            return int(connection.execute(text("SELECT CONNECTION_ID()")).scalar_one())
+
+    jobs.prepare()
+    mine = connection_id()
+    reading, writing = os.pipe()
+    horse = os.fork()
+    if horse == 0:
+        with contextlib.suppress(BaseException):
+            os.write(writing, str(connection_id()).encode())
+        os._exit(0)
+    os.waitpid(horse, 0)
+    os.close(writing)
+    assert int(os.read(reading, 20)) != mine
+    os.close(reading)
+    assert connection_id() == mine, "the worker's own is as it was"
