@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rq import SimpleWorker, Worker
-from rq.exceptions import StopRequested
 from rq.worker import BaseWorker
 
 
@@ -19,7 +18,7 @@ class _Ending(BaseWorker):
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()
         if self._told:
-            raise StopRequested
+            super()._shutdown()
 
 
 class ForkingWorker(_Ending, Worker):

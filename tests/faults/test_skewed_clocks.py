@@ -191,7 +191,8 @@ def test_the_lease_goes_by_the_databases_clock_alone(skewed: Skewed, database: f
         return True
 
     until(takes_over, what="the end of the first lease", every=0.1)
-    assert time.monotonic() - frozen_at < 6, "the lease lasts as long as it was taken for"
+    # How soon it is noticed depends on the machine; an hour more or less does not.
+    assert time.monotonic() - frozen_at < HOUR / 20, "the lease lasts as long as it was taken for"
     before = scene.fingerprint()
     mover.send_signal(signal.SIGCONT)
     ending = scene.ending(mover)
