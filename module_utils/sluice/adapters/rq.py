@@ -578,7 +578,7 @@ class RqQueues:
         on_hosts = Check.of(
             "every host has a worker",
             not silent,
-            f"none is heard of from {', '.join(silent)}" if silent else f"{len(hosts)} hosts",
+            f"none is heard of from {', '.join(silent)}" if silent else f"heard of from all {len(hosts)}",
             "see on the host why its workers end, or take it out of queue_worker_hosts.",
         )
         return [
