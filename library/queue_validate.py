@@ -41,7 +41,7 @@ options:
     default: 1
   tasks_per_minute:
     description:
-      - How many tasks a minute the target must get done while tasks wait.
+      - How many tasks a minute the target must get done while more than so many are due and wait.
     type: float
     default: 100.0
   processes:

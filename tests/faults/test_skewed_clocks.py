@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from ansible.module_utils.sluice.adapters.redis_health import RedisServerHealth
+from ansible.module_utils.sluice.adapters.rq import RqQueues
 from ansible.module_utils.sluice.adapters.sql_health import SqlServerHealth
 from ansible.module_utils.sluice.core.errors import LeaseLost, RunConflict
 from ansible.module_utils.sluice.core.tasks import Lease
@@ -159,6 +160,7 @@ def test_a_delayed_task_goes_by_the_stores_clocks_and_not_the_movers(skewed: Ske
     assert scene.ending(moved).status == 0
     assert TASKS // 3 < later < TASKS
     assert sum(scene.client.zcard(f"rq:scheduled:{queue}") for queue in QUEUES) == later
+    assert RqQueues(scene.client, scene.mapping).queued() == TASKS - later, "what is due, and nothing else"
     assert sum(map(len, scene.queued().values())) == sum(map(len, order.values())) - later == TASKS - later
 
 

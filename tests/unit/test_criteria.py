@@ -10,14 +10,17 @@ from ansible.module_utils.sluice.core.verdicts import Verdict
 @pytest.mark.parametrize(
     ("finished", "seconds", "waiting", "verdict", "said"),
     [
-        (100, 60.0, 5, Verdict.PASSED, "100 tasks a minute, 5 waiting"),
-        (99, 60.0, 5, Verdict.FAILED, "99 tasks a minute, 5 waiting; at least 100 a minute wanted"),
-        (50, 20.0, 1, Verdict.PASSED, "150 tasks a minute"),
+        (100, 60.0, 101, Verdict.PASSED, "100 tasks a minute, 101 waiting"),
+        (99, 60.0, 101, Verdict.FAILED, "99 tasks a minute, 101 waiting; at least 100 a minute wanted"),
+        (50, 20.0, 500, Verdict.PASSED, "150 tasks a minute"),
         (1, 60.0, 0, Verdict.PASSED, "1 tasks a minute, 0 waiting: the workers keep up"),
-        (0, 0.0, 1, Verdict.FAILED, "0 tasks a minute"),
+        # A quiet night: the few who submit wait for a moment, as everybody does.
+        (20, 600.0, 1, Verdict.PASSED, "2 tasks a minute, 1 waiting: the workers keep up"),
+        (20, 600.0, 100, Verdict.PASSED, "100 waiting: the workers keep up"),
+        (0, 0.0, 101, Verdict.FAILED, "0 tasks a minute"),
     ],
 )
-def test_throughput_is_gated_while_tasks_wait(
+def test_throughput_is_gated_while_more_than_a_minutes_work_waits(
     finished: int, seconds: float, waiting: int, verdict: Verdict, said: str
 ) -> None:
     check = throughput(finished, seconds, waiting, 100.0)

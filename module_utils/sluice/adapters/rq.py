@@ -508,6 +508,11 @@ class RqQueues:
             answers = pipe.execute()
         return {queue: int(answers[2 * i]) + int(answers[2 * i + 1]) for i, queue in enumerate(self.queues())}
 
+    def queued(self) -> int:
+        """Jobs that a worker could begin now; those of a later time are left out."""
+        with speaking(self.client):
+            return sum(int(self.client.llen(f"{self.prefix}:queue:{queue}")) for queue in self.queues())
+
     def shortest_life(self, job_ids: Sequence[str]) -> float | None:
         """Seconds until the first of these jobs that are here expires; None when none is, or none expires."""
         with speaking(self.client):

@@ -8,15 +8,15 @@ from .verdicts import Check
 
 
 def throughput(finished: int, seconds: float, waiting: int, least: float) -> Check:
-    """How many tasks were finished a minute. Workers that leave nothing waiting keep up with whatever there is.
+    """How many tasks were finished a minute. Workers who leave less than a minute's work waiting keep up.
 
     :param finished: tasks finished in ``seconds``
-    :param waiting: tasks that wait at the end of them
-    :param least: tasks a minute wanted while tasks wait
+    :param waiting: tasks that are due and wait at the end of them
+    :param least: tasks a minute wanted while more than so many wait
     """
     rate = 60 * finished / seconds if seconds > 0 else 0.0
     reading = f"{rate:,.0f} tasks a minute, {waiting} waiting"
-    if not waiting:
+    if waiting <= least:
         return Check.of("throughput", True, f"{reading}: the workers keep up")
     reading += f"; at least {least:g} a minute wanted"
     return Check.of("throughput", rate >= least, reading, "start more workers.")

@@ -315,9 +315,8 @@ def _observed(given: Given, cursor: dict[str, Any]) -> list[Check]:
     ended = [task_id for task_id, place in cursor["places"].items() if place == Place.FINISHED]
     # Rows that are deleted on success count for nothing; the canaries were seen.
     finished = max(_finished(system) - int(cursor["finished"]), len(ended))
-    checks.append(
-        criteria.throughput(finished, time.time() - cursor["begun"], waiting, float(params["tasks_per_minute"]))
-    )
+    took, least = time.time() - cursor["begun"], float(params["tasks_per_minute"])
+    checks.append(criteria.throughput(finished, took, system.target.queued(), least))
     kept = sum(seen.place == Place.FINISHED for seen in system.source.look(ended).values())
     life = system.target.shortest_life(ended)
     checks.append(criteria.results_kept(kept, len(ended), life, float(params["results_hours"])))
