@@ -77,7 +77,6 @@ def test_a_host_lost_at_the_drain_takes_the_run_back_on_the_others(two: Two) -> 
     lab = two.lab
     lab.seed(60, delayed_share=0.5, delay=600)
     run = lab.start("migrate", "-i", str(two.inventory))
-    # By what it prints: a look of ours at the database would be a stranger's.
     until(
         lambda: (
             "TASK [queue_reload" in run.log.read_text().partition("PLAY [10/15")[2] or run.process.poll() is not None
