@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.json import Direction, get_module_encoder
 from ansible.plugins.action import ActionBase
@@ -69,6 +71,37 @@ _loader.run_module(
     extensions={{}},
 )
 """
+
+#: The same by a Python that has imported it all; by this one, when there is none.
+BY_STANDBY = """\
+import sys
+sys.path.insert(0, {folder!r})
+import standby
+del sys.path[0]
+program = {program!r}
+standby.ask({address!r}, program)
+exec(program)
+"""
+STANDBY = Path(__file__).resolve().parents[1] / "standby.py"
+
+
+def by_standby(program: str, shared: Path) -> str:
+    """A program that has the one on standby run ``program``. It is started first, once for all of the playbook.
+
+    :param shared: the folder of the package ``sluice``
+    """
+    # Ansible makes this folder for each run of a playbook, for its user alone, and removes it afterwards.
+    address = Path(constants.DEFAULT_LOCAL_TMP) / "standby"
+    if not address.exists():
+        # That it does not start, or cannot import, is said by the Python that works in its place.
+        subprocess.run(
+            [sys.executable, str(STANDBY), str(address), str(os.getppid()), str(shared)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    return BY_STANDBY.format(folder=str(STANDBY.parent), program=program, address=str(address))
 
 
 class Watch:
@@ -163,7 +196,7 @@ class ActionModule(ActionBase):
             shared=str(shared),
         )
         built = _BuiltModule(
-            b_module_data=program.encode(),
+            b_module_data=by_standby(program, shared).encode(),
             module_style="new",
             shebang=f"#!{sys.executable}",
             serialization_profile=PROFILE,

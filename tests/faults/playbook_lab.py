@@ -94,14 +94,32 @@ class Run:
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            end_family(self.process.pid)
-            self.process.wait()
+            self.end()
             raise AssertionError(f"no end within {seconds:g} s:\n{self.log.read_text()}") from None
         return Outcome(status, self.log.read_text(encoding="utf-8", errors="replace"))
 
     def modules(self) -> list[int]:
-        """Processes of its modules: a Python that reads its program from standard input."""
-        return [pid for pid in family_of(self.process.pid) if _command_line(pid)[1:] == [] and _is_python(pid)]
+        """Processes of its modules: a Python on standby has a child for each, and that one the module."""
+        among = family()
+        waiting = [child for server in self._standby() for child in among.get(server, [])]
+        return [module for pid in waiting for module in among.get(pid, [])]
+
+    def end(self) -> None:
+        """``kill -9`` of all that it started."""
+        for server in self._standby():
+            end_family(server)
+        end_family(self.process.pid)
+        self.process.wait()
+
+    def _standby(self) -> list[int]:
+        """The Python on standby of this playbook; it names the playbook's process."""
+        mine = str(self.process.pid)
+        return [
+            pid
+            for children in family().values()
+            for pid in children
+            if (words := _command_line(pid))[3:4] == [mine] and Path(words[1]).name == "standby.py"
+        ]
 
     def kill_ansible_alone(self) -> list[int]:
         """``kill -9`` of ansible-playbook and its forks, but not of the module at work; the modules that live on."""
@@ -191,8 +209,7 @@ class PlaybookLab(Looks):
         """End every playbook that still runs, then the lab."""
         for run in self.runs:
             if run.process.poll() is None:
-                end_family(run.process.pid)
-                run.process.wait()
+                run.end()
         self.lab.down()
 
     # --- its playbooks -------------------------------------------------------------------------------------------
@@ -403,14 +420,20 @@ def lab_in(directory: Path, **options: object) -> Iterator[PlaybookLab]:
         made.down()
 
 
-def family_of(pid: int) -> list[int]:
-    """Everything a process started and what that started, parents first."""
+def family() -> dict[int, list[int]]:
+    """The children of every process that has any."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
                 children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    return children
+
+
+def family_of(pid: int) -> list[int]:
+    """Everything a process started and what that started, parents first."""
+    children = family()
     found: list[int] = []
     waiting = [pid]
     while waiting:
@@ -455,8 +478,3 @@ def _command_line(pid: int) -> list[str]:
     except OSError:
         return []
     return [word.decode(errors="replace") for word in words if word]
-
-
-def _is_python(pid: int) -> bool:
-    words = _command_line(pid)
-    return bool(words) and "python" in Path(words[0]).name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.playbook_lab import PlaybookLab, end_family, lab_in
+from faults.playbook_lab import PlaybookLab, lab_in
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -51,8 +51,7 @@ def test_what_a_run_changed_comes_back(lab: PlaybookLab, tmp_path: Path) -> None
     # Killed as soon as the settings are being written; the same command goes on with the archive that is there.
     run = lab.start("prepare")
     until(lambda: env.stat().st_ino != inode or run.process.poll() is not None, "the settings are written")
-    end_family(run.process.pid)
-    run.process.wait()
+    run.end()
     until(lambda: env.read_bytes() != before, "the settings were written")
     (archive,) = (path for path in folder.iterdir() if path.name != ".lock")
     manifest = (archive / "manifest.json").read_bytes()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.playbook_lab import PlaybookLab, end_family, lab_in
+from faults.playbook_lab import PlaybookLab, lab_in
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -48,8 +48,7 @@ def test_a_dry_run_of_an_untouched_system_prints_the_plan_and_writes_nothing(lab
 def test_a_dry_run_of_a_half_done_run_writes_nothing(lab: PlaybookLab) -> None:
     run = lab.start("migrate", queue_transfer_rate=20, queue_transfer_batch=10)
     until(lambda: lab.moved >= 40 or run.process.poll() is not None, "a part of the transfer")
-    end_family(run.process.pid)
-    run.wait(10)
+    run.end()
     moved = lab.moved
     assert 40 <= moved < TASKS
     lab.lab.supervisor.stop_group("rqworkers")  # their heartbeats are writes
