@@ -44,9 +44,13 @@ class Control:
     rq_workers: str | None
     planned: Planned | None = None
 
-    def share(self, rq_usable: bool) -> int:
-        """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency."""
-        return self.rq_share if rq_usable and not self.emergency else 0
+    def share(self, rq_usable: bool, redis_well: bool = True) -> int:
+        """The share of users, 0 to 100, whose new tasks go to RQ: none without RQ or in an emergency.
+
+        None either while Redis is not well and there are pollers to work on them. Without these it does not matter
+        where a task waits, and in RQ's custody nobody has to move it afterwards.
+        """
+        return self.rq_share if rq_usable and not self.emergency and (redis_well or not self.polling) else 0
 
     @property
     def retry_after_seconds(self) -> int:

@@ -1,8 +1,9 @@
-"""Redis' health as a web process sees it, and what it does about it: rows wait in the outbox meanwhile.
+"""Redis' health as a web process sees it, and what it does about it: tasks go on into the database meanwhile.
 
 A submission never needs Redis: its row is committed first. While Redis is away, or nearly full, nobody waits for it
-in a request; what has piled up is placed by the sweeper, in order, when Redis is well again. No row is made twice,
-and none changes its owner.
+in a request. Where pollers work beside RQ, as in a hybrid, new tasks are theirs for that time. Where none do, rows wait
+in the outbox, and the sweeper places them, in order, when Redis is well again. No row is made twice, and none changes
+its owner.
 """
 
 from __future__ import annotations

@@ -1,25 +1,32 @@
-"""Jobs that RQ lost: taken from their list by a worker that lost Redis, or its life, before it began.
+"""Jobs that RQ lost. Their rows say so: queued, in RQ's custody, stamped long ago.
 
-A worker of several queues takes a job with BLPOP. Until it has said that it begins, the job is ``queued`` and in no
-list, and nothing in RQ looks for it. Its row says so all the same: queued, in RQ's custody, stamped long ago.
+- Taken from their list by a worker that lost Redis, or its life, before it began. A worker of several queues takes a
+  job with BLPOP; until it has said that it begins, the job is ``queued`` and in no list, and RQ never looks for it.
+- Gone with what Redis held: it was emptied, or restored from an older copy. While a run of Sluice is open that is for
+  its ``recover.yml``; at any other time nobody else would place these tasks again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from captions import task_types
 from captions.control import read_control
-from captions.database import in_transaction
+from captions.database import error_code, in_transaction
 
 LOOK_EVERY_SECONDS = 10.0
 _STAMPED_SECONDS_AGO = 30
-_ROWS_OF_A_QUEUE = 50
+_ROWS_OF_A_QUEUE = 500
+#: To find a job in a list Redis goes through it.
+_LISTED_OF_A_QUEUE = 50
+_NO_SUCH_TABLE = 1146
+_MAY_NOT_SELECT = 1142
 
 log = logging.getLogger("captions.lost_jobs")
 
@@ -29,6 +36,9 @@ class JobLists(Protocol):
 
     def unlisted(self, queues: Mapping[str, str]) -> set[str]:
         """Those tasks, given with their queues, whose job is ``queued`` and not in its queue's list."""
+
+    def gone(self, task_ids: Collection[str]) -> set[str]:
+        """Those of the tasks that have no job at all."""
 
     def list_again(self, task_id: str, queue: str) -> bool:
         """Put such a job at the head of its list; False when it is not such a job any more."""
@@ -43,19 +53,50 @@ class LostJobs:
         self._clock = clock
         self._looked = clock()
         self._suspects: set[str] = set()
+        self._missed: set[str] = set()
 
     def look(self) -> int:
-        """Put back what was seen unlisted by the look before as well; how many. None before a look is due."""
+        """Put back what was seen unlisted by the look before as well; how many. None before a look is due.
+
+        What was twice seen without a job is not counted: it is in the outbox again, and the next sweep places it.
+        """
         if self._clock() - self._looked < LOOK_EVERY_SECONDS:
             return 0
         self._looked = self._clock()
         waiting = self._waiting()
-        unlisted = self._lists.unlisted(waiting)
+        gone = self._lists.gone(waiting)
+        vanished, self._missed = gone & self._missed, gone
+        self._into_outbox(vanished)
+        first: dict[str, list[str]] = {}
+        for task_id, queue in waiting.items():
+            if task_id not in gone and len(first.setdefault(queue, [])) < _LISTED_OF_A_QUEUE:
+                first[queue].append(task_id)
+        unlisted = self._lists.unlisted({task_id: queue for queue, tasks in first.items() for task_id in tasks})
         lost, self._suspects = unlisted & self._suspects, unlisted
         back = sum(self._put_back(task_id, waiting[task_id]) for task_id in sorted(lost))
         if back:
             log.warning("put %d job(s) back that a worker had taken and not begun", back)
         return back
+
+    def _into_outbox(self, task_ids: Collection[str]) -> None:
+        """Take the stamp from rows whose jobs are gone, unless an open run of Sluice sees to them.
+
+        That such a job turns up again, as with an old copy of Redis, does no harm: the custody guard turns it away.
+        """
+        if not task_ids:
+            return
+        statement = text(
+            "UPDATE caption_tasks SET enqueued_at = NULL WHERE id IN :ids AND custody = 'rq' AND status = 'queued'"
+            " AND enqueued_at < UTC_TIMESTAMP(6) - INTERVAL :age SECOND"
+        ).bindparams(bindparam("ids", expanding=True))
+
+        def work(connection: Connection) -> int:
+            if _run_is_open(connection):
+                return 0
+            return connection.execute(statement, {"ids": sorted(task_ids), "age": _STAMPED_SECONDS_AGO}).rowcount
+
+        if number := in_transaction(self._engine, work):
+            log.warning("Redis has lost the jobs of %d task(s); they are placed again", number)
 
     def _waiting(self) -> dict[str, str]:
         """The longest waiting rows of each queue. None while RQ gets no tasks: somebody may be emptying it."""
@@ -87,3 +128,19 @@ class LostJobs:
             return still is not None and self._lists.list_again(task_id, queue)
 
         return in_transaction(self._engine, work)
+
+
+def _run_is_open(connection: Connection) -> bool:
+    """Whether Sluice is moving tasks here. What cannot be seen is taken for yes."""
+    try:
+        return (
+            connection.execute(text("SELECT 1 FROM sluice_run WHERE open_system IS NOT NULL LIMIT 1")).first()
+            is not None
+        )
+    except (OperationalError, ProgrammingError) as error:
+        if error_code(error) == _NO_SUCH_TABLE:
+            return False
+        if error_code(error) != _MAY_NOT_SELECT:
+            raise
+        log.warning("jobs are gone from Redis, and whether a run of Sluice is open cannot be seen: GRANT SELECT on it")
+        return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -29,8 +29,9 @@ TIMEOUT_SECONDS = {"urgent": 600, "high": 300, "normal": 300, "low": 900}
 # A task function that cannot reach the database raises; RQ then tries the same job again after these seconds.
 INFRASTRUCTURE_RETRY_SECONDS = (5, 30, 120)
 
+#: Rows that one sweep places at most.
+AT_ONCE = 200
 _SWEEP_AGE_SECONDS = 2
-_SWEEP_BATCH = 200
 
 # KEYS: a job, its queue's list. ARGV: the job's id.
 _LIST_AGAIN = """
@@ -124,6 +125,15 @@ class RQPlacer:
         places = zip(queues, answers, answers, strict=True)
         return {task_id for task_id, position, status in places if position is None and status == b"queued"}
 
+    def gone(self, task_ids: Collection[str]) -> set[str]:
+        """Those of the tasks that have no job at all."""
+        from rq.job import Job
+
+        pipeline = self._redis.pipeline()
+        for task_id in task_ids:
+            pipeline.exists(Job.key_for(task_id))
+        return {task_id for task_id, there in zip(task_ids, pipeline.execute(), strict=True) if not there}
+
     def list_again(self, task_id: str, queue: str) -> bool:
         """Put such a job at the head of its list; False when it is not such a job any more."""
         from rq.job import Job
@@ -211,7 +221,7 @@ def unplaced_rows(engine: Engine) -> Sequence[str]:
                 ).bindparams(bindparam("queues", expanding=True)),
                 {
                     "age": _SWEEP_AGE_SECONDS,
-                    "batch": _SWEEP_BATCH,
+                    "batch": AT_ONCE,
                     "queues": [queue for queue in task_types.queues() if queue not in control.paused],
                 },
             )

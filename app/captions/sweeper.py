@@ -16,16 +16,30 @@ from sqlalchemy.exc import SQLAlchemyError
 from captions import metrics, tasks
 from captions.health import RedisHealth
 from captions.lost_jobs import LostJobs
-from captions.outbox import JobPlacer, place_row, unplaced_rows
+from captions.outbox import AT_ONCE, JobPlacer, place_row, unplaced_rows
 from captions.retries import WorkerDied
 from captions.settings import Settings
 from captions.work import end_badly
 
 _INTERVAL_SECONDS = 1.0
-_LOAD = 20
+#: Seconds of pause for one second of work, where it was to look for little, and where many tasks wait to be placed.
+_LOOKS = 20
+_PLACING = 1
 _ATTEMPTS_AT_ONCE = 200
 
 log = logging.getLogger("captions.sweeper")
+
+
+def pause_after(found: int, placed: int, seconds: float) -> float:
+    """Seconds until the next sweep, after one that took ``seconds``, found so many rows and placed some of them.
+
+    A full batch says that more wait, as after an outage of Redis: they are placed half of the time, for the same
+    process answers requests. The others may have been placed by another process. Looking through rows of which none can
+    be placed must not become the database's occupation.
+    """
+    if found >= AT_ONCE and placed:
+        return _PLACING * seconds
+    return max(_INTERVAL_SECONDS, _LOOKS * seconds)
 
 
 class Sweeper(threading.Thread):
@@ -41,6 +55,7 @@ class Sweeper(threading.Thread):
         self._placer = placer
         self._lost = LostJobs(engine, placer)
         self._ended = threading.Event()
+        self._found = 0
 
     def end(self) -> None:
         """Stop after the row in hand."""
@@ -49,15 +64,14 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         pause = _INTERVAL_SECONDS
         while not self._ended.wait(pause):
-            began = time.monotonic()
+            began, placed, self._found = time.monotonic(), 0, 0
             try:
                 placed = self.sweep()
                 if placed:
                     log.info("placed %d task(s) that RQ did not have", placed)
             except (RedisError, SQLAlchemyError) as error:
                 log.warning("sweep broken off, next one follows: %s", type(error).__name__)
-            # Looking through a long backlog must not become the database's main occupation.
-            pause = max(_INTERVAL_SECONDS, _LOAD * (time.monotonic() - began))
+            pause = pause_after(self._found, placed, time.monotonic() - began)
 
     def sweep(self) -> int:
         """Place what is due now; how many tasks were placed. None while Redis is not well."""
@@ -65,7 +79,9 @@ class Sweeper(threading.Thread):
         if self._health is not None and not self._health.usable:
             return 0
         placed = 0
-        for task_id in unplaced_rows(self._engine):
+        found = unplaced_rows(self._engine)
+        self._found = len(found)
+        for task_id in found:
             if self._ended.is_set():
                 break
             placed += place_row(self._engine, self._placer, task_id)

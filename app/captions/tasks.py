@@ -89,6 +89,7 @@ def submit(
     kind: str = "caption",
     payload: str | None = None,
     max_attempts: int = 3,
+    redis_well: bool = True,
 ) -> tuple[str, Custody]:
     """Accept a task: its id, which nobody can guess, and the side that owns it. The row is committed on return.
 
@@ -97,7 +98,7 @@ def submit(
     task_id = str(uuid.uuid4())
 
     def work(connection: Connection) -> Custody:
-        custody = _route(connection, rq_usable, user_id)
+        custody = _route(connection, user_id, rq_usable, redis_well)
         connection.execute(
             text(
                 "INSERT INTO caption_tasks (id, user_id, priority, image_path, kind, payload, max_attempts, custody,"
@@ -139,7 +140,7 @@ def cancel(engine: Engine, task_id: str) -> None:
     in_transaction(engine, work)
 
 
-def retry(engine: Engine, task_id: str, *, rq_usable: bool) -> Custody:
+def retry(engine: Engine, task_id: str, *, rq_usable: bool, redis_well: bool = True) -> Custody:
     """Queue a failed or cancelled task again, with all its attempts, on the side that new tasks go to now."""
 
     def work(connection: Connection) -> Custody:
@@ -152,7 +153,7 @@ def retry(engine: Engine, task_id: str, *, rq_usable: bool) -> Custody:
             raise TaskStateConflict(f"the task is {row.status}; only a failed or cancelled task can be retried")
         if row.custody == "held":
             raise TaskStateConflict("the task is being moved between queue systems; try again later")
-        custody = _route(connection, rq_usable, row.user_id)
+        custody = _route(connection, row.user_id, rq_usable, redis_well)
         connection.execute(
             text(
                 "UPDATE caption_tasks SET status = 'queued', custody = :custody, attempts = 0, caption = NULL,"
@@ -546,11 +547,11 @@ def _first_ready(columns: str, paused: frozenset[str], lock: str = "") -> tuple[
     return query.bindparams(bindparam("paused", expanding=True)), {"paused": sorted(paused)}
 
 
-def _route(connection: Connection, rq_usable: bool, user_id: int) -> Custody:
+def _route(connection: Connection, user_id: int, rq_usable: bool, redis_well: bool) -> Custody:
     control = read_control(connection, for_submission=True)
     if control.intake_paused:
         raise IntakeClosed(control.intake_reason, control.retry_after_seconds)
-    return "rq" if bucket_of(user_id) < control.share(rq_usable) else "db"
+    return "rq" if bucket_of(user_id) < control.share(rq_usable, redis_well) else "db"
 
 
 def _refusing_a_second_active_task(engine: Engine, work: Callable[[Connection], Custody]) -> Custody:

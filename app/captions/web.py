@@ -54,9 +54,12 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             health_of_redis.start()
             Sweeper(settings, engine, placer, health_of_redis).start()
 
+    def redis_well() -> bool:
+        return health_of_redis is None or health_of_redis.usable
+
     def place_now(task_id: str, custody: str) -> None:
         """Make the RQ job at once; when that fails the row waits for the sweeper."""
-        if custody != "rq" or placer is None or health_of_redis is None or not health_of_redis.usable:
+        if custody != "rq" or placer is None or health_of_redis is None or not redis_well():
             return
         try:
             place_row(engine, placer, task_id)
@@ -90,6 +93,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         task_id, custody = tasks.submit(
             engine,
             rq_usable=settings.rq_usable,
+            redis_well=redis_well(),
             user_id=_user(body, user_of(request.headers, settings.user_header)),
             image=_image(body, settings.images_dir) if kind.name == "caption" else "",
             priority=queue,
@@ -116,7 +120,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
     @app.post("/tasks/<task_id>/retry")
     def retry(task_id: str) -> tuple[Response, int]:
         own(task_id)
-        custody = tasks.retry(engine, task_id, rq_usable=settings.rq_usable)
+        custody = tasks.retry(engine, task_id, rq_usable=settings.rq_usable, redis_well=redis_well())
         place_now(task_id, custody)
         return jsonify(id=task_id, status="queued", custody=custody), 200
 
@@ -179,7 +183,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
 
     def route_state() -> dict[str, Any]:
         now = read_control()
-        effective = now.share(settings.rq_usable)
+        effective = now.share(settings.rq_usable, redis_well())
         state: dict[str, Any] = {
             "share": now.rq_share,
             "effective_share": effective,
@@ -188,6 +192,8 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
         }
         if effective != now.rq_share:
             cause = "there is an emergency" if now.emergency else "RQ is not enabled in this process"
+            if settings.rq_usable and not now.emergency:
+                cause = "Redis is not well, and pollers work on them"
             state["note"] = f"new tasks stay in the database because {cause}"
         return state
 

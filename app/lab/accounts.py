@@ -14,10 +14,11 @@ from lab.stores import LOOPBACK
 DATABASE = "captions"
 
 RIGHTS: dict[str, tuple[str, ...]] = {
-    # Web processes: submit, cancel, retry, place, clean up, and turn the switches.
+    # Web processes: submit, cancel, retry, place, clean up, turn the switches, and see whether a run is open.
     "captions_web": (
-        "SELECT, INSERT, UPDATE, DELETE ON captions.caption_tasks",
-        "SELECT, UPDATE ON captions.captions_control",
+        "SELECT ON captions.*",
+        "INSERT, UPDATE, DELETE ON captions.caption_tasks",
+        "UPDATE ON captions.captions_control",
     ),
     # Polling workers.
     "captions_legacy": (

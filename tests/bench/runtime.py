@@ -41,6 +41,10 @@ def measure(stores: Stores, say: Callable[[str], None]) -> list[Figure]:
             _until(lambda: len(_workers(url)) == 2, "two workers")
             pickups = _pickups(stores, where, url)
             say(f"runtime: {len(pickups)} tasks were begun after p99 {_p99(pickups):.1f} ms")
+        with application(stores, where, "few", TASK_MODULES="noop"):
+            placed = _placed_a_second(stores, where)
+            say(f"runtime: {placed:,.0f} rows that waited for Redis are placed a second")
+        with application(stores, where, "few", TASK_MODULES="noop", RQ_WORKERS="urgent+high+normal+low:2") as url:
             rate = _rate(stores, where)
             say(f"runtime: {rate:,.0f} tasks a minute")
             sizes = [resident_mb(int(worker["pid"])) for worker in _workers(url)]
@@ -61,6 +65,7 @@ def measure(stores: Stores, say: Callable[[str], None]) -> list[Figure]:
         Figure(
             "runtime.tasks_a_minute", rate, "", (">=", AIM_TASKS_A_MINUTE), f"{_TASKS} that do nothing, two workers"
         ),
+        Figure("runtime.placed_a_second", placed, "", None, f"{_TASKS} rows that have no job yet, two web processes"),
         Figure("runtime.pickup_p50_ms", statistics.median(pickups), "ms", None, f"{_PICKUPS} tasks, 4 a second"),
         Figure(
             "runtime.pickup_p99_ms",
@@ -116,8 +121,8 @@ def _pickups(stores: Stores, where: Addresses, url: str) -> list[float]:
     return [float(row[0]) / 1000 for row in rows]
 
 
-def _rate(stores: Stores, where: Addresses) -> float:
-    """Tasks a minute, from the first start to the last end of a backlog."""
+def _placed_a_second(stores: Stores, where: Addresses) -> float:
+    """Rows a second that get their jobs as after an outage of Redis, while no worker is there."""
     _sql(
         stores,
         where,
@@ -125,15 +130,25 @@ def _rate(stores: Stores, where: Addresses) -> float:
         f" SELECT UUID(), 100000 + seq, '', 'noop', '{dump({})}', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 'rq'"
         f" FROM seq_1_to_{_TASKS}",
     )
+    placed = f"SELECT COUNT(*) >= {_TASKS} FROM caption_tasks WHERE user_id > 100000 AND enqueued_at IS NOT NULL"
+    _until(lambda: _sql(stores, where, placed) == [(1,)], "a job for each row")
+    return _TASKS / _seconds(stores, where, "MIN(enqueued_at)", "MAX(enqueued_at)")
+
+
+def _rate(stores: Stores, where: Addresses) -> float:
+    """Tasks a minute of a backlog of jobs, from the first start to the last end."""
     ended = f"SELECT COUNT(*) >= {_TASKS} FROM caption_tasks WHERE user_id > 100000 AND status = 'completed'"
     _until(lambda: _sql(stores, where, ended) == [(1,)], "the end of the backlog")
+    return 60 * _TASKS / _seconds(stores, where, "MIN(started_at)", "MAX(finished_at)")
+
+
+def _seconds(stores: Stores, where: Addresses, begin: str, end: str) -> float:
     ((seconds,),) = _sql(
         stores,
         where,
-        "SELECT TIMESTAMPDIFF(MICROSECOND, MIN(started_at), MAX(finished_at)) / 1000000 FROM caption_tasks"
-        " WHERE user_id > 100000",
+        f"SELECT TIMESTAMPDIFF(MICROSECOND, {begin}, {end}) / 1000000 FROM caption_tasks WHERE user_id > 100000",
     )
-    return 60 * _TASKS / float(seconds)
+    return float(seconds)
 
 
 def _kept_hours(stores: Stores, where: Addresses, url: str) -> float:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ class Nursery:
 
     def __init__(self, before: Sequence[str] = ()) -> None:
         paths = os.pathsep.join(str(path) for path in (TESTS, ROOT / "app"))
+        self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
             [*before, sys.executable, "-m", "faults.nursery"],
             env={**os.environ, "PYTHONPATH": paths},
@@ -41,9 +43,10 @@ class Nursery:
         """One request, one answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
 
     def start(self, module: str, *arguments: str, environment: Mapping[str, str], output: Path) -> Child:
         """A new process that runs a module of the nursery; ``output`` gets ``.out`` and ``.err``."""
@@ -91,8 +94,26 @@ class Child:
         deadline = time.monotonic() + seconds
         while (status := self.status) is None:
             assert time.monotonic() < deadline, f"process {self.pid} did not end within {seconds:g} s"
-            time.sleep(0.005)
+            time.sleep(0.02)
         return status
+
+    # The same in the words of subprocess.Popen: a scene has both.
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it lives."""
+        return self.status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """A signal, if it lives."""
+        self.send(number)
+
+    def terminate(self) -> None:
+        """SIGTERM, if it lives."""
+        self.send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, if it lives."""
+        self.send(signal.SIGKILL)
 
     def said(self, stream: str) -> str:
         """What it wrote: ``out`` or ``err``."""

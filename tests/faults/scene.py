@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,7 @@ from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.ports.ledger import Run
 
 from faults import ROOT, TESTS
+from faults.nursery import Child, Nursery
 from oracle import backlog
 from oracle.judge import Allowances, Evidence, Verdict, look_until_settled
 from oracle.patience import PATIENCE_SECONDS
@@ -41,6 +44,20 @@ _TABLES = (
 )
 
 
+#: What a nursery starts without its imports, by its module.
+_IN_NURSERY = {"faults.mover": "mover", "faults.queue_worker": "queue_worker", "captions.legacy": "legacy"}
+
+Process = subprocess.Popen[str] | Child
+
+
+@cache
+def nursery() -> Nursery:
+    """The one of this test run."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a mover ended: its exit status (negative: signal) and what it printed."""
@@ -57,7 +74,7 @@ class Scene:
     directory: Path
     database_url: str
     redis_url: str
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.images_dir = self.directory / "images"
@@ -126,9 +143,12 @@ class Scene:
         self,
         *arguments: str,
         environment: dict[str, str] | None = None,
-        program: Sequence[str] = (sys.executable, "-m"),
-    ) -> subprocess.Popen[str]:
-        """A Python module as a process, with the application's settings; URLs go by environment."""
+        program: Sequence[str] = (),
+    ) -> Process:
+        """A Python module as a process, with the application's settings; URLs go by environment.
+
+        Movers and workers come from the nursery, unless ``program`` says what runs them.
+        """
         paths = os.pathsep.join(str(path) for path in (TESTS, ROOT / "app"))
         environment = {
             **os.environ,
@@ -138,26 +158,32 @@ class Scene:
             "SLUICE_LAB_REDIS_URL": self.redis_url,
             **(environment or {}),
         }
-        process = subprocess.Popen(
-            [*program, *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=(self.directory / f"process-{len(self.processes)}.log").open("w"),
-            text=True,
-        )
+        output = self.directory / f"process-{len(self.processes)}"
+        module, *options = arguments
+        process: Process
+        if not program and module in _IN_NURSERY:
+            process = nursery().start(_IN_NURSERY[module], *options, environment=environment, output=output)
+        else:
+            with Path(f"{output}.out").open("w") as out, Path(f"{output}.err").open("w") as err:
+                process = subprocess.Popen(
+                    [*(program or (sys.executable, "-m")), *arguments],
+                    env=environment,
+                    stdout=out,
+                    stderr=err,
+                    text=True,
+                )
         self.processes.append(process)
         return process
 
-    def start_mover(self, *options: str) -> subprocess.Popen[str]:
+    def start_mover(self, *options: str) -> Process:
         """A mover; the options are those of ``faults.mover``."""
         return self.start("faults.mover", *options)
 
-    def ending(self, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> Ending:
+    def ending(self, process: Process, seconds: float = PATIENCE_SECONDS) -> Ending:
         """Wait for a mover."""
-        stdout, _ = process.communicate(timeout=seconds)
-        log = (self.directory / f"process-{self.processes.index(process)}.log").read_text()
-        lines = stdout.splitlines()
-        return Ending(process.returncode, json.loads(lines[-1]) if lines else {}, log)
+        status = process.wait(seconds)
+        lines = self._said(process, "out").splitlines()
+        return Ending(status, json.loads(lines[-1]) if lines else {}, self.log_of(process))
 
     def move(self, *options: str) -> Ending:
         """Run a mover to its end."""
@@ -169,7 +195,7 @@ class Scene:
         assert ending.status == 0, (ending.report, ending.stderr)
         return ending.report
 
-    def start_worker(self, name: str, *queues: str, simple: bool = True, burst: bool = True) -> subprocess.Popen[str]:
+    def start_worker(self, name: str, *queues: str, simple: bool = True, burst: bool = True) -> Process:
         """One of RQ's own workers on queues (default: all)."""
         flags = [flag for flag, wanted in (("--simple", simple), ("--burst", burst)) if wanted]
         return self.start("faults.queue_worker", "--name", name, *flags, *(queues or QUEUES))
@@ -181,23 +207,23 @@ class Scene:
             ending = self.ending_of_worker(process)
             assert ending == 0, self.log_of(process)
 
-    def ending_of_worker(self, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> int:
+    def ending_of_worker(self, process: Process, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for a worker."""
-        process.communicate(timeout=seconds)
-        return process.returncode
+        return process.wait(seconds)
 
-    def log_of(self, process: subprocess.Popen[str]) -> str:
+    def log_of(self, process: Process) -> str:
         """What the process wrote as errors."""
-        return (self.directory / f"process-{self.processes.index(process)}.log").read_text()
+        return self._said(process, "err")
+
+    def _said(self, process: Process, stream: str) -> str:
+        return (self.directory / f"process-{self.processes.index(process)}.{stream}").read_text()
 
     def close(self) -> None:
         """End what is left of the processes, each by its own id."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-                process.communicate()
-            elif process.stdout is not None:
-                process.stdout.close()
+                process.wait(PATIENCE_SECONDS)
         self.client.close()
         self.engine.dispose()
 
@@ -255,7 +281,7 @@ class Scene:
         return look_until_settled(self.evidence(), allowed or Allowances(), seconds)
 
 
-def is_frozen(process: subprocess.Popen[str]) -> bool:
+def is_frozen(process: Process) -> bool:
     """Whether the process was stopped by a signal (and not ended)."""
     assert process.poll() is None, "the mover ended before it reached the arrow"
     stat = Path(f"/proc/{process.pid}/stat").read_text()

@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from captions.database import in_transaction, make_engine
 from captions.outbox import RQPlacer, place_row
 from captions.settings import load_settings
 from captions.sweeper import Sweeper
-from faults.scene import FULL, Scene
+from faults.scene import FULL, Process, Scene
 from oracle.effects import read_effects
 from oracle.journal import Journal
 from oracle.pace import Crew, Pace
@@ -147,7 +146,7 @@ def moved(scene: Scene) -> int:
     return int(count)
 
 
-def start_pollers(scene: Scene) -> list[subprocess.Popen[str]]:
+def start_pollers(scene: Scene) -> list[Process]:
     """Guarded pollers that are up, and claim as soon as polling is on."""
     settings = scene.directory / "pollers.env"
     settings.touch(mode=0o600)

@@ -22,7 +22,7 @@ from ansible.module_utils.sluice.core.verdicts import Verdict
 
 from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, ids, poll_off, rows
-from faults.scene import Scene
+from faults.scene import Process, Scene
 from oracle.judge import Allowances
 from oracle.patience import until
 
@@ -39,7 +39,7 @@ def worker_python(request: pytest.FixtureRequest) -> Path:
     return python
 
 
-def start_worker(scene: Scene, python: Path, *flags: str) -> subprocess.Popen[str]:
+def start_worker(scene: Scene, python: Path, *flags: str) -> Process:
     """The application's own worker, on all queues, forking unless told otherwise."""
     return scene.start("captions.rqworker", "--name", "other", *flags, program=(str(python), "-m"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
-from faults.scene import Scene, is_frozen
+from faults.scene import Process, Scene, is_frozen
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
 from oracle.patience import until
 
@@ -38,14 +37,14 @@ def lose_the_last_writes(server: PrivateRedis, size: int) -> None:
     server.start()
 
 
-def frozen(scene: Scene, *traps: str) -> subprocess.Popen[str]:
+def frozen(scene: Scene, *traps: str) -> Process:
     """A mover that has frozen at the first of its arrows."""
     mover = scene.start_mover(*(word for trap in traps for word in ("--freeze", trap)), *OPTIONS)
     until(lambda: is_frozen(mover), what=f"the mover's arrow {traps[0]}")
     return mover
 
 
-def go_on_to_the_next(mover: subprocess.Popen[str], crossed: Path) -> None:
+def go_on_to_the_next(mover: Process, crossed: Path) -> None:
     """Wake a mover and wait until it has frozen once more."""
     before = crossed.stat().st_size
     mover.send_signal(signal.SIGCONT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +16,7 @@ from ansible.module_utils.sluice.core.homecoming import Policy
 from faults import TESTS
 from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, poll_off, rows
-from faults.scene import FULL, QUEUES, Scene
+from faults.scene import FULL, QUEUES, Process, Scene
 from oracle.judge import Allowances
 from oracle.patience import until
 
@@ -43,7 +42,7 @@ class Workers:
     settings: Path
     python: Path
 
-    def start(self, *options: str, queues: tuple[str, ...]) -> subprocess.Popen[str]:
+    def start(self, *options: str, queues: tuple[str, ...]) -> Process:
         """A worker with a work horse for each job."""
         return self.scene.start(
             *("--name", "rq", *options, *queues),
@@ -63,7 +62,7 @@ class Workers:
                         found[int(folder.name)] = int(stat[1])
         return found
 
-    def children(self, worker: subprocess.Popen[str]) -> list[int]:
+    def children(self, worker: Process) -> list[int]:
         """Horses and schedulers of a worker."""
         return [pid for pid, parent in self.alive().items() if parent == worker.pid]
 
@@ -80,7 +79,7 @@ class Workers:
         """Tasks whose rows say that RQ began them."""
         return rows(self.scene).get("rq running", 0)
 
-    def horse(self, worker: subprocess.Popen[str]) -> int:
+    def horse(self, worker: Process) -> int:
         """The work horse, once its task has begun."""
         until(lambda: self.running() == 1, what="a running task")
         [pid] = self.children(worker)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
 from faults.rollback import Rollback, held, open_back, poll_off, rows
-from faults.scene import FULL, QUEUES, Scene, is_frozen
+from faults.scene import FULL, QUEUES, Process, Scene, is_frozen
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
 from oracle.patience import until
 
@@ -66,14 +65,14 @@ def mixed(scene: Scene) -> Scene:
     return fill(scene)
 
 
-def frozen(scene: Scene, trap: str, end: str = "--back") -> subprocess.Popen[str]:
+def frozen(scene: Scene, trap: str, end: str = "--back") -> Process:
     """A mover that has frozen at an arrow of its second batch."""
     mover = scene.start_mover(end, "--freeze", trap, *OPTIONS)
     until(lambda: is_frozen(mover), what=f"the mover's arrow {trap}")
     return mover
 
 
-def refused(scene: Scene, mover: subprocess.Popen[str], error: str) -> str:
+def refused(scene: Scene, mover: Process, error: str) -> str:
     """Wake a mover that must end with an error; its message."""
     mover.send_signal(signal.SIGCONT)
     ending = scene.ending(mover)

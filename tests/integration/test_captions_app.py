@@ -21,7 +21,7 @@ from lab.__main__ import Lab
 from lab.images import BROKEN
 from lab.layout import Layout
 from lab.state import State, read_state
-from lab.stores import PrivateMariaDB
+from lab.stores import PrivateMariaDB, PrivateRedis
 from lab.supervision import Supervisor, leftovers
 from oracle.patience import until
 
@@ -274,27 +274,54 @@ def test_tasks_are_accepted_without_redis_and_placed_when_it_is_back(on_rq: Runn
     assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
 
 
-def test_an_outage_of_redis_is_noticed_by_every_process_and_its_end_too(on_rq: Running) -> None:
-    def notes() -> set[bool]:
-        answers = [on_rq.request("GET", "/health/ready") for _ in range(10)]
-        assert {status for status, _, _ in answers} == {200}
-        return {any("Redis" in note for note in answer["notes"]) for _, answer, _ in answers}
+def test_what_an_emptied_redis_has_lost_is_placed_again(on_rq: Running) -> None:
+    """No run is open, so no playbook would. With the rights that a web process has."""
+    on_rq.supervisor.stop_group("rqworkers")
+    waiting = [on_rq.submit(priority=("urgent", "low")[number % 2]) for number in range(20)]
+    until(lambda: all(on_rq.task(task_id)["enqueued_at"] for task_id in waiting), "the jobs are made")
+    with PrivateRedis(on_rq.layout.redis, on_rq.state.redis_port, on_rq.state.redis_password).client() as redis:
+        assert redis.flushall()
+    on_rq.supervisor.start_group("rqworkers")
+    on_rq.finished(*waiting)
+    for task_id in waiting:
+        assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
 
-    assert notes() == {False}
+
+def _says_that_redis_is_away(running: Running) -> set[bool]:
+    """What the web processes say, asked often enough to hear all of them."""
+    answers = [running.request("GET", "/health/ready") for _ in range(10)]
+    assert {status for status, _, _ in answers} == {200}
+    return {any("Redis" in note for note in answer["notes"]) for _, answer, _ in answers}
+
+
+def test_an_outage_of_redis_is_noticed_by_every_process_and_its_end_too(on_rq: Running) -> None:
+    assert _says_that_redis_is_away(on_rq) == {False}
     on_rq.supervisor.stop_group("redis")
     began = time.monotonic()
-    until(lambda: notes() == {True}, "the outage is noticed")
+    until(lambda: _says_that_redis_is_away(on_rq) == {True}, "the outage is noticed")
     assert time.monotonic() - began < 30
-    task_id = on_rq.submit()
-    assert on_rq.task(task_id)["owner"] == "rq"
+    route = on_rq.admin("route")
+    assert (route["share"], route["effective_share"]) == (100, 0)
+    assert "pollers work on them" in route["note"]
+    for_pollers = on_rq.submit()
+    on_rq.finished(for_pollers)
+    assert on_rq.task(for_pollers)["owner"] == "db"
+    on_rq.admin("polling", {"polling": False})
+    assert on_rq.admin("route")["effective_share"] == 100
+    waits = on_rq.submit()
+    assert on_rq.task(waits)["owner"] == "rq"
+    on_rq.admin("polling", {"polling": True})
     on_rq.supervisor.start_group("redis")
-    until(lambda: notes() == {False}, "the end of the outage is noticed")
-    on_rq.finished(task_id)
+    until(lambda: _says_that_redis_is_away(on_rq) == {False}, "the end of the outage is noticed")
+    on_rq.finished(waits)
+    assert on_rq.effects(waits) == {("start", "rq"): 1, ("end", "rq"): 1}
+    assert on_rq.admin("route")["effective_share"] == 100
 
 
 @pytest.mark.parametrize("share", [0, 50, 100])
 def test_redis_killed_under_load_loses_and_doubles_nothing(on_rq: Running, share: int) -> None:
     on_rq.admin("route", {"share": share})
+    on_rq.admin("polling", {"polling": share < 100})
     accepted: list[str] = []
 
     def pid_of_redis() -> int:
@@ -315,32 +342,38 @@ def test_redis_killed_under_load_loses_and_doubles_nothing(on_rq: Running, share
     for task_id in accepted:
         assert sorted(on_rq.effects(task_id).values()) == [1, 1]
     on_rq.admin("route", {"share": 100})
+    on_rq.admin("polling", {"polling": True})
 
 
 def test_redis_away_for_a_minute_costs_no_task_in_any_mode(on_rq: Running) -> None:
     """Database only, both, RQ only, forced legacy, RQ again: each for 12 of the 60 seconds, two tasks a second."""
     modes = [
-        ("db only", 0, False),
-        ("both", 50, False),
-        ("rq only", 100, False),
-        ("forced", 100, True),
-        ("back", 100, False),
+        ("db only", 0, False, True),
+        ("both", 50, False, True),
+        ("rq only", 100, False, False),
+        ("forced", 100, True, True),
+        ("back", 100, False, False),
     ]
     accepted: dict[str, list[str]] = {}
     on_rq.supervisor.stop_group("redis")
+    until(lambda: _says_that_redis_is_away(on_rq) == {True}, "the outage is noticed")
     began = time.monotonic()
-    for number, (mode, share, forced) in enumerate(modes):
+    for number, (mode, share, forced, polling) in enumerate(modes):
         on_rq.admin("route", {"share": share})
         on_rq.admin("emergency", {"on": forced, "reason": "drill"})
+        on_rq.admin("polling", {"polling": polling})
         while time.monotonic() - began < 12 * (number + 1):
             accepted.setdefault(mode, []).append(on_rq.submit(priority=("urgent", "low")[len(accepted) % 2]))
             time.sleep(0.5)
+    on_rq.admin("polling", {"polling": True})
+    assert not [task for task in accepted["rq only"] if on_rq.task(task)["enqueued_at"]], "Redis came back early"
+    on_rq.finished(*(task for mode in ("db only", "both", "forced") for task in accepted[mode]))
     on_rq.supervisor.start_group("redis")
     everything = [task_id for tasks in accepted.values() for task_id in tasks]
-    assert all(len(accepted[mode]) >= 5 for mode, _, _ in modes)
+    assert all(len(accepted[mode]) >= 5 for mode, *_ in modes)
     until(lambda: all(on_rq.task(task_id)["status"] == "completed" for task_id in everything), "all are completed")
     owners = {mode: {on_rq.task(task_id)["owner"] for task_id in tasks} for mode, tasks in accepted.items()}
-    expected = {"db only": {"db"}, "both": {"db", "rq"}, "rq only": {"rq"}, "forced": {"db"}, "back": {"rq"}}
+    expected = {"db only": {"db"}, "both": {"db"}, "rq only": {"rq"}, "forced": {"db"}, "back": {"rq"}}
     assert owners == expected
     for task_id in everything:
         assert sorted(on_rq.effects(task_id).values()) == [1, 1]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
@@ -180,6 +181,92 @@ def test_a_job_that_a_worker_took_and_never_began_is_put_back_at_the_head(
     assert [runtime.sweeper.sweep(), runtime.sweeper.sweep()] == [0, 1]
     runtime.work()
     assert [runtime.task(task_id)["status"] for task_id in (taken, listed)] == ["completed"] * 2
+
+
+@pytest.fixture
+def looking(runtime: Runtime) -> Callable[[], int]:
+    """A look after lost jobs that is due each time."""
+    now = 0.0
+    lost = LostJobs(runtime.engine, RQPlacer(runtime.redis_url, "rq"), clock=lambda: now)
+
+    def look() -> int:
+        nonlocal now
+        now += lost_jobs.LOOK_EVERY_SECONDS
+        return lost.look()
+
+    return look
+
+
+def _an_hour_ago(runtime: Runtime) -> None:
+    runtime.sql(
+        "UPDATE caption_tasks SET available_at = available_at - INTERVAL 1 HOUR,"
+        " enqueued_at = enqueued_at - INTERVAL 1 HOUR, created_at = created_at - INTERVAL 1 HOUR"
+    )
+
+
+def _in_outbox(runtime: Runtime) -> set[str]:
+    return {row.id for row in runtime.sql("SELECT id FROM caption_tasks WHERE custody = 'rq' AND enqueued_at IS NULL")}
+
+
+def test_tasks_whose_jobs_redis_lost_are_placed_again(runtime: Runtime, looking: Callable[[], int]) -> None:
+    runtime.route(100)
+    waiting = [runtime.submit(priority=priority) for priority in ("low", "urgent", "normal")]
+    begun, over = runtime.submit(), runtime.submit()
+    assert tasks.claim_for_rq(runtime.engine, begun, "at work", 600) is not None
+    runtime.client.post(f"/tasks/{over}/cancel")
+    _an_hour_ago(runtime)
+    fresh = runtime.submit()
+    runtime.redis.flushdb()
+    looking()
+    assert _in_outbox(runtime) == set(), "a job that is just being made was not waited for"
+    looking()
+    assert _in_outbox(runtime) == set(waiting)
+    assert runtime.sweeper.sweep() == len(waiting)
+    assert [queue for queue in ("urgent", "high", "normal", "low") if runtime.redis.llen(f"rq:queue:{queue}")] == [
+        "urgent",
+        "normal",
+        "low",
+    ]
+    looking()
+    looking()
+    assert _in_outbox(runtime) == set(), "placed twice"
+    runtime.work()
+    assert [runtime.task(task_id)["status"] for task_id in (*waiting, begun, over, fresh)] == [
+        *["completed"] * 3, "running", "cancelled", "queued",
+    ]  # fmt: skip
+    # One that was turned away by its row, and whose job then expired: nothing else would ever begin it.
+    _an_hour_ago(runtime)
+    looking()
+    looking()
+    assert _in_outbox(runtime) == {fresh}
+
+
+@pytest.mark.parametrize("why", ["a run is open", "it cannot be seen", "nothing goes to RQ"])
+def test_they_are_left_alone_while(
+    runtime: Runtime, looking: Callable[[], int], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    runtime.route(100)
+    task_id = runtime.submit()
+    _an_hour_ago(runtime)
+    runtime.redis.flushdb()
+    runtime.sql("CREATE TABLE sluice_run (open_system VARCHAR(64))")
+    runtime.sql("INSERT INTO sluice_run VALUES ('captions'), (NULL)")
+    if why == "nothing goes to RQ":
+        runtime.sql("UPDATE sluice_run SET open_system = NULL")
+        runtime.route(0)
+    elif why == "it cannot be seen":
+        monkeypatch.setattr(lost_jobs, "_NO_SUCH_TABLE", 0)
+        monkeypatch.setattr(lost_jobs, "_MAY_NOT_SELECT", 1146)
+        runtime.sql("DROP TABLE sluice_run")
+    for _ in range(3):
+        looking()
+    assert _in_outbox(runtime) == set()
+    monkeypatch.undo()
+    runtime.sql("DROP TABLE IF EXISTS sluice_run")
+    runtime.route(100)
+    looking()
+    looking()
+    assert _in_outbox(runtime) == {task_id}
 
 
 def test_an_attempt_whose_worker_is_gone_ends_when_its_lease_lapses(runtime: Runtime) -> None:

@@ -72,6 +72,16 @@ def test_the_share_counts_only_with_rq_and_without_emergency(rq_usable: bool, em
     assert control.share(rq_usable) == expected
 
 
+@pytest.mark.parametrize(
+    ("well", "polling", "expected"), [(True, True, 25), (True, False, 25), (False, True, 0), (False, False, 25)]
+)
+def test_without_redis_new_tasks_are_for_the_pollers_where_there_are_any(
+    well: bool, polling: bool, expected: int
+) -> None:
+    control = Control(25, False, None, 0.0, False, polling, frozenset(), None)
+    assert control.share(True, well) == expected
+
+
 def test_effects_are_whole_lines_that_append(tmp_path: Path) -> None:
     effects = EffectsFile(tmp_path / "effects.jsonl", "rq", "w1")
     effects.started("t1")
