@@ -168,7 +168,7 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             notes.append("neither RQ nor polling is on: nobody works on tasks")
         if health_of_redis is not None and health_of_redis.note:
             notes.append(health_of_redis.note)
-        return jsonify(status="ok", profile=settings.profile, notes=notes), 200
+        return jsonify(status="ok", pid=os.getpid(), profile=settings.profile, notes=notes), 200
 
     # --- switches and statistics -------------------------------------------------------------------------------
 
