@@ -120,12 +120,13 @@ def end_lease_of_killed(worker: str, job: Job) -> None:
     """For the worker of that name, whose horse was killed in the middle of the job: by want of memory, or from outside.
 
     The row says that it runs, and RQ's own retry would leave it so. The sweeper ends the attempt as the task's policy
-    says. When the database does not answer either, the lease lapses by itself.
+    says. When the database does not answer either, the lease lapses by itself. A row that was not begun yet, for the
+    horse ended before it came to that, is for RQ's retry.
     """
-    job.retries_left = 0  # the next attempt has a new job
     engine = make_engine(load_settings().rq_database_url)
     try:
         if tasks.end_lease(engine, job.id, worker[:_NAME_LENGTH]):
+            job.retries_left = 0  # the next attempt has a new job
             log.warning("task %s: its process was killed", job.id)
     except SQLAlchemyError as error:
         log.warning("task %s: its process was killed; the row does not say so (%s)", job.id, type(error).__name__)

@@ -2,6 +2,7 @@
 
 - Taken from their list by a worker that lost Redis, or its life, before it began. A worker of several queues takes a
   job with BLPOP; until it has said that it begins, the job is ``queued`` and in no list, and RQ never looks for it.
+- Ended before their tasks were begun, as when the work horse is killed or has lost Redis at that moment.
 - Gone with what Redis held: it was emptied, or restored from an older copy. While a run of Sluice is open that is for
   its ``recover.yml``; at any other time nobody else would place these tasks again.
 """
@@ -25,6 +26,8 @@ _STAMPED_SECONDS_AGO = 30
 _ROWS_OF_A_QUEUE = 500
 #: To find a job in a list Redis goes through it.
 _LISTED_OF_A_QUEUE = 50
+#: What RQ says of a job that will not run any more.
+ENDED = frozenset({"finished", "failed", "stopped", "canceled"})
 _NO_SUCH_TABLE = 1146
 _MAY_NOT_SELECT = 1142
 
@@ -37,8 +40,8 @@ class JobLists(Protocol):
     def unlisted(self, queues: Mapping[str, str]) -> set[str]:
         """Those tasks, given with their queues, whose job is ``queued`` and not in its queue's list."""
 
-    def gone(self, task_ids: Collection[str]) -> set[str]:
-        """Those of the tasks that have no job at all."""
+    def statuses(self, task_ids: Collection[str]) -> dict[str, str | None]:
+        """What RQ says of each task's job; None: it has none."""
 
     def list_again(self, task_id: str, queue: str) -> bool:
         """Put such a job at the head of its list; False when it is not such a job any more."""
@@ -53,23 +56,29 @@ class LostJobs:
         self._clock = clock
         self._looked = clock()
         self._suspects: set[str] = set()
-        self._missed: set[str] = set()
+        self._gone: set[str] = set()
+        self._over: set[str] = set()
 
     def look(self) -> int:
         """Put back what was seen unlisted by the look before as well; how many. None before a look is due.
 
-        What was twice seen without a job is not counted: it is in the outbox again, and the next sweep places it.
+        What was twice seen without a job that is to run is not counted: it is in the outbox again, and the next sweep
+        places it.
         """
         if self._clock() - self._looked < LOOK_EVERY_SECONDS:
             return 0
         self._looked = self._clock()
         waiting = self._waiting()
-        gone = self._lists.gone(waiting)
-        vanished, self._missed = gone & self._missed, gone
-        self._into_outbox(vanished)
+        statuses = self._lists.statuses(waiting)
+        gone = {task_id for task_id, status in statuses.items() if status is None}
+        over = {task_id for task_id, status in statuses.items() if status in ENDED}
+        twice_gone, self._gone = gone & self._gone, gone
+        twice_over, self._over = over & self._over, over
+        self._into_outbox(twice_over, "ended before they were begun")
+        self._into_outbox(twice_gone, "are gone from Redis", only_without_run=True)
         first: dict[str, list[str]] = {}
         for task_id, queue in waiting.items():
-            if task_id not in gone and len(first.setdefault(queue, [])) < _LISTED_OF_A_QUEUE:
+            if statuses[task_id] == "queued" and len(first.setdefault(queue, [])) < _LISTED_OF_A_QUEUE:
                 first[queue].append(task_id)
         unlisted = self._lists.unlisted({task_id: queue for queue, tasks in first.items() for task_id in tasks})
         lost, self._suspects = unlisted & self._suspects, unlisted
@@ -78,8 +87,8 @@ class LostJobs:
             log.warning("put %d job(s) back that a worker had taken and not begun", back)
         return back
 
-    def _into_outbox(self, task_ids: Collection[str]) -> None:
-        """Take the stamp from rows whose jobs are gone, unless an open run of Sluice sees to them.
+    def _into_outbox(self, task_ids: Collection[str], what: str, *, only_without_run: bool = False) -> None:
+        """Take the stamp from rows, of whose jobs ``what`` is true; from none if an open run of Sluice sees to them.
 
         That such a job turns up again, as with an old copy of Redis, does no harm: the custody guard turns it away.
         """
@@ -91,12 +100,12 @@ class LostJobs:
         ).bindparams(bindparam("ids", expanding=True))
 
         def work(connection: Connection) -> int:
-            if _run_is_open(connection):
+            if only_without_run and _run_is_open(connection):
                 return 0
             return connection.execute(statement, {"ids": sorted(task_ids), "age": _STAMPED_SECONDS_AGO}).rowcount
 
         if number := in_transaction(self._engine, work):
-            log.warning("Redis has lost the jobs of %d task(s); they are placed again", number)
+            log.warning("the jobs of %d task(s) %s; they are placed again", number, what)
 
     def _waiting(self) -> dict[str, str]:
         """The longest waiting rows of each queue. None while RQ gets no tasks: somebody may be emptying it."""

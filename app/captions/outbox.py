@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from captions import task_types
 from captions.control import read_control
 from captions.database import in_transaction
-from captions.lost_jobs import JobLists
+from captions.lost_jobs import ENDED, JobLists
 
 FUNCTION = "captions.jobs.run_caption"
 RESULT_TTL_SECONDS = 500
@@ -125,14 +125,15 @@ class RQPlacer:
         places = zip(queues, answers, answers, strict=True)
         return {task_id for task_id, position, status in places if position is None and status == b"queued"}
 
-    def gone(self, task_ids: Collection[str]) -> set[str]:
-        """Those of the tasks that have no job at all."""
+    def statuses(self, task_ids: Collection[str]) -> dict[str, str | None]:
+        """What RQ says of each task's job; None: it has none."""
         from rq.job import Job
 
         pipeline = self._redis.pipeline()
         for task_id in task_ids:
-            pipeline.exists(Job.key_for(task_id))
-        return {task_id for task_id, there in zip(task_ids, pipeline.execute(), strict=True) if not there}
+            pipeline.hget(Job.key_for(task_id), "status")
+        answers = pipeline.execute()
+        return {task_id: status and status.decode() for task_id, status in zip(task_ids, answers, strict=True)}
 
     def list_again(self, task_id: str, queue: str) -> bool:
         """Put such a job at the head of its list; False when it is not such a job any more."""
@@ -146,10 +147,10 @@ class RQPlacer:
         from rq.job import Job
 
         queue = self._queues[priority]
-        status = self._redis.hget(Job.key_for(task_id), "status")
-        if status in (b"created", b"started"):
+        status = self.status(task_id)
+        if status in ("created", "started"):
             return False  # staged by the mover, or the last attempt is just ending; the sweeper looks again
-        if status in (b"finished", b"failed", b"stopped", b"canceled"):
+        if status in ENDED:
             try:
                 Job.fetch(task_id, connection=self._redis, serializer=queue.serializer).delete()
             except NoSuchJobError:

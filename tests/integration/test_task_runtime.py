@@ -241,6 +241,45 @@ def test_tasks_whose_jobs_redis_lost_are_placed_again(runtime: Runtime, looking:
     assert _in_outbox(runtime) == {fresh}
 
 
+def test_a_task_whose_job_ended_before_it_was_begun_is_placed_again(
+    runtime: Runtime, looking: Callable[[], int]
+) -> None:
+    """As by a work horse that lost Redis on its way to the row. Also while a run is open: nothing is lost in Redis."""
+    runtime.route(100)
+    runtime.sql("CREATE TABLE sluice_run (open_system VARCHAR(64))")
+    runtime.sql("INSERT INTO sluice_run VALUES ('captions')")
+    ended = {status: runtime.submit() for status in ("finished", "failed", "stopped", "canceled")}
+    waits = runtime.submit()
+    for status, task_id in ended.items():
+        runtime.redis.lrem("rq:queue:normal", 0, task_id)
+        runtime.redis.hset(Job.key_for(task_id), "status", status)
+    _an_hour_ago(runtime)
+    looking()
+    assert _in_outbox(runtime) == set()
+    looking()
+    assert _in_outbox(runtime) == set(ended.values())
+    assert runtime.sweeper.sweep() == len(ended)
+    runtime.work()
+    assert {runtime.task(task_id)["status"] for task_id in (*ended.values(), waits)} == {"completed"}
+    runtime.sql("DROP TABLE sluice_run")
+
+
+def test_rq_tries_again_when_the_horse_died_before_the_task_was_begun(runtime: Runtime) -> None:
+    runtime.route(100)
+    begun, waits = runtime.submit(), runtime.submit()
+    assert tasks.claim_for_rq(runtime.engine, begun, "worker-1", 600) is not None
+    left = {}
+    for task_id in (begun, waits):
+        job = Job.fetch(task_id, connection=runtime.redis, serializer=JSONSerializer)
+        before = job.retries_left
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CAPTIONS_ENV_FILE", str(runtime.env_file))
+            jobs.end_lease_of_killed("worker-1", job)
+        left[task_id] = (before, job.retries_left)
+    assert left[begun][1] == 0, "the sweeper makes a new job for its next attempt"
+    assert left[waits][1] == left[waits][0] > 0
+
+
 @pytest.mark.parametrize("why", ["a run is open", "it cannot be seen", "nothing goes to RQ"])
 def test_they_are_left_alone_while(
     runtime: Runtime, looking: Callable[[], int], monkeypatch: pytest.MonkeyPatch, why: str
