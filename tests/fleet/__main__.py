@@ -15,7 +15,7 @@ from fleet.run import fleet_of
 
 @dataclass(frozen=True)
 class Measured:
-    """One pass over a fleet. Times in seconds; ``cpu`` is of Ansible, without its modules: hosts would run these."""
+    """One pass over a fleet. Times in seconds; ``cpu`` is of Ansible and its modules, which all run here."""
 
     hosts: int
     forks: int
@@ -38,7 +38,7 @@ def measure(hosts: int, forks: int, answers: int) -> Measured:
 
 
 def _cpu() -> float:
-    """Processor seconds of all that this process started and that has ended; what stands by for modules leaves it."""
+    """Processor seconds of all that this process started and that has ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
