@@ -143,46 +143,6 @@ def test_redis_holds_the_id_of_a_task_and_less_than_a_kilobyte(runtime: Runtime)
     assert b"987654321" not in everything
 
 
-def test_a_job_that_a_worker_took_and_never_began_is_put_back_at_the_head(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is left when Redis or a worker is killed between the two; RQ itself never finds it."""
-    now = 0.0
-    lost = LostJobs(runtime.engine, RQPlacer(runtime.redis_url, "rq"), clock=lambda: now)
-
-    def look() -> int:
-        nonlocal now
-        now += lost_jobs.LOOK_EVERY_SECONDS
-        return lost.look()
-
-    runtime.route(100)
-    taken, fresh, begun, listed = (runtime.submit() for _ in range(4))
-    queue = "rq:queue:normal"
-    for task_id in (taken, fresh, begun):
-        assert runtime.redis.lrem(queue, 0, task_id) == 1
-    runtime.redis.hset(Job.key_for(begun), "status", "started")
-    aged = "UPDATE caption_tasks SET enqueued_at = enqueued_at - INTERVAL 1 HOUR,"
-    aged += " available_at = available_at - INTERVAL 1 HOUR WHERE id <> :id"
-    runtime.sql(aged, id=fresh)
-    assert lost.look() == 0, "no look was due"
-    assert look() == 0, "a worker that is about to begin was not waited for"
-    runtime.route(0)
-    assert [look(), look()] == [0, 0], "put back while nothing goes to RQ"
-    runtime.route(50)
-    assert [look(), look()] == [0, 1]
-    assert runtime.redis.lrange(queue, 0, -1) == [taken.encode(), listed.encode()]
-    assert [look(), look()] == [0, 0]
-    runtime.redis.lrem(queue, 0, taken)
-    look()
-    runtime.sql("UPDATE caption_tasks SET custody = 'held' WHERE id = :id", id=taken)
-    assert look() == 0, "put back although it is somebody else's now"
-    runtime.sql("UPDATE caption_tasks SET custody = 'rq' WHERE id = :id", id=taken)
-    monkeypatch.setattr(lost_jobs, "LOOK_EVERY_SECONDS", 0.0)
-    assert [runtime.sweeper.sweep(), runtime.sweeper.sweep()] == [0, 1]
-    runtime.work()
-    assert [runtime.task(task_id)["status"] for task_id in (taken, listed)] == ["completed"] * 2
-
-
 @pytest.fixture
 def looking(runtime: Runtime) -> Callable[[], int]:
     """A look after lost jobs that is due each time."""
@@ -195,6 +155,38 @@ def looking(runtime: Runtime) -> Callable[[], int]:
         return lost.look()
 
     return look
+
+
+def test_a_job_that_a_worker_took_and_never_began_is_put_back_at_the_head(
+    runtime: Runtime, looking: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left when Redis or a worker is killed between the two; RQ itself never finds it."""
+    runtime.route(100)
+    taken, fresh, begun, listed = (runtime.submit() for _ in range(4))
+    queue = "rq:queue:normal"
+    for task_id in (taken, fresh, begun):
+        assert runtime.redis.lrem(queue, 0, task_id) == 1
+    runtime.redis.hset(Job.key_for(begun), "status", "started")
+    aged = "UPDATE caption_tasks SET enqueued_at = enqueued_at - INTERVAL 1 HOUR,"
+    aged += " available_at = available_at - INTERVAL 1 HOUR WHERE id <> :id"
+    runtime.sql(aged, id=fresh)
+    assert LostJobs(runtime.engine, RQPlacer(runtime.redis_url, "rq")).look() == 0, "no look was due"
+    assert looking() == 0, "a worker that is about to begin was not waited for"
+    runtime.route(0)
+    assert [looking(), looking()] == [0, 0], "put back while nothing goes to RQ"
+    runtime.route(50)
+    assert [looking(), looking()] == [0, 1]
+    assert runtime.redis.lrange(queue, 0, -1) == [taken.encode(), listed.encode()]
+    assert [looking(), looking()] == [0, 0]
+    runtime.redis.lrem(queue, 0, taken)
+    looking()
+    runtime.sql("UPDATE caption_tasks SET custody = 'held' WHERE id = :id", id=taken)
+    assert looking() == 0, "put back although it is somebody else's now"
+    runtime.sql("UPDATE caption_tasks SET custody = 'rq' WHERE id = :id", id=taken)
+    monkeypatch.setattr(lost_jobs, "LOOK_EVERY_SECONDS", 0.0)
+    assert [runtime.sweeper.sweep(), runtime.sweeper.sweep()] == [0, 1]
+    runtime.work()
+    assert [runtime.task(task_id)["status"] for task_id in (taken, listed)] == ["completed"] * 2
 
 
 def _an_hour_ago(runtime: Runtime) -> None:
