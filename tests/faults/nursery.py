@@ -50,6 +50,8 @@ class Nursery:
 
     def start(self, module: str, *arguments: str, environment: Mapping[str, str], output: Path) -> Child:
         """A new process that runs a module of the nursery; ``output`` gets ``.out`` and ``.err``."""
+        for stream in ("out", "err"):
+            Path(f"{output}.{stream}").touch()  # the process opens them a moment later than it can be asked for
         pid = self.ask({"run": module, "arguments": arguments, "environment": environment, "output": str(output)})
         return Child(self, int(pid), output)
 
