@@ -100,7 +100,7 @@ class LostJobs:
         ).bindparams(bindparam("ids", expanding=True))
 
         def work(connection: Connection) -> int:
-            if only_without_run and _run_is_open(connection):
+            if only_without_run and run_is_open(connection):
                 return 0
             return connection.execute(statement, {"ids": sorted(task_ids), "age": _STAMPED_SECONDS_AGO}).rowcount
 
@@ -139,7 +139,7 @@ class LostJobs:
         return in_transaction(self._engine, work)
 
 
-def _run_is_open(connection: Connection) -> bool:
+def run_is_open(connection: Connection) -> bool:
     """Whether Sluice is moving tasks here. What cannot be seen is taken for yes."""
     try:
         return (

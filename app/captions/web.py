@@ -191,9 +191,12 @@ def create_app(settings: Settings | None = None, sweeper: bool = True) -> Flask:
             "emergency": now.emergency,
         }
         if effective != now.rq_share:
-            cause = "there is an emergency" if now.emergency else "RQ is not enabled in this process"
-            if settings.rq_usable and not now.emergency:
+            if now.emergency:
+                cause = "there is an emergency"
+            elif settings.rq_usable:
                 cause = "Redis is not well, and pollers work on them"
+            else:
+                cause = "RQ is not enabled in this process"
             state["note"] = f"new tasks stay in the database because {cause}"
         return state
 

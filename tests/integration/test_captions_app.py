@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from captions import lost_jobs
+from captions.database import make_engine
 from lab.__main__ import Lab
 from lab.images import BROKEN
 from lab.layout import Layout
@@ -287,6 +289,16 @@ def test_what_an_emptied_redis_has_lost_is_placed_again(on_rq: Running) -> None:
     on_rq.finished(*waiting)
     for task_id in waiting:
         assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
+
+
+@pytest.mark.parametrize(("account", "open_run"), [("captions_web", False), ("captions_legacy", True)])
+def test_a_run_that_an_account_may_not_see_is_taken_for_open(running: Running, account: str, open_run: bool) -> None:
+    """No run was ever made here: one account sees that its table is not there, the other may not look."""
+    password = running.state.db_passwords[account]
+    engine = make_engine(f"mysql+pymysql://{account}:{password}@127.0.0.1:{running.state.db_port}/captions")
+    with engine.connect() as connection:
+        assert lost_jobs.run_is_open(connection) is open_run
+    engine.dispose()
 
 
 def _says_that_redis_is_away(running: Running) -> set[bool]:
