@@ -2,8 +2,8 @@
 
 A submission never needs Redis: its row is committed first. While Redis is away, or nearly full, nobody waits for it
 in a request. Where pollers work beside RQ, as in a hybrid, new tasks are theirs for that time. Where none do, rows wait
-in the outbox, and the sweeper places them, in order, when Redis is well again. No row is made twice, and none changes
-its owner.
+in the outbox, and the sweeper places them, in order, when Redis is well again. No row is made twice: what pollers have
+not begun by then is moved by its custody.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine, bindparam, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from captions import task_types
 from captions.control import read_control
-from captions.database import error_code, in_transaction
+from captions.database import in_transaction
+from captions.fallback import no_run
 
 LOOK_EVERY_SECONDS = 10.0
 _STAMPED_SECONDS_AGO = 30
@@ -28,8 +28,6 @@ _ROWS_OF_A_QUEUE = 500
 _LISTED_OF_A_QUEUE = 50
 #: What RQ says of a job that will not run any more.
 ENDED = frozenset({"finished", "failed", "stopped", "canceled"})
-_NO_SUCH_TABLE = 1146
-_MAY_NOT_SELECT = 1142
 
 log = logging.getLogger("captions.lost_jobs")
 
@@ -100,7 +98,7 @@ class LostJobs:
         ).bindparams(bindparam("ids", expanding=True))
 
         def work(connection: Connection) -> int:
-            if only_without_run and run_is_open(connection):
+            if only_without_run and not no_run(connection):
                 return 0
             return connection.execute(statement, {"ids": sorted(task_ids), "age": _STAMPED_SECONDS_AGO}).rowcount
 
@@ -137,19 +135,3 @@ class LostJobs:
             return still is not None and self._lists.list_again(task_id, queue)
 
         return in_transaction(self._engine, work)
-
-
-def run_is_open(connection: Connection) -> bool:
-    """Whether Sluice is moving tasks here. What cannot be seen is taken for yes."""
-    try:
-        return (
-            connection.execute(text("SELECT 1 FROM sluice_run WHERE open_system IS NOT NULL LIMIT 1")).first()
-            is not None
-        )
-    except (OperationalError, ProgrammingError) as error:
-        if error_code(error) == _NO_SUCH_TABLE:
-            return False
-        if error_code(error) != _MAY_NOT_SELECT:
-            raise
-        log.warning("jobs are gone from Redis, and whether a run of Sluice is open cannot be seen: GRANT SELECT on it")
-        return True

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 
-from integration.runtime import Runtime
+from captions.database import make_engine
+from integration.runtime import RUN, Runtime
 
 
 @pytest.fixture
@@ -16,3 +18,14 @@ def runtime(tmp_path: Path, database_url: str, redis_url: str, request: pytest.F
     made = Runtime(tmp_path, database_url, redis_url, getattr(request, "param", {}))
     yield made
     made.close()
+
+
+@pytest.fixture
+def ledger(runtime: Runtime) -> Iterator[SqlLedger]:
+    """Sluice's own ledger beside the tasks, as it is between two runs: somebody had the lease once."""
+    engine = make_engine(runtime.database_url, connections=2)
+    made = SqlLedger(engine, "captions")
+    made.install()
+    made.give_up(made.take_lease(RUN, "an earlier run", 30))
+    yield made
+    engine.dispose()

@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.sluice.core.phases import Phase
+from ansible.module_utils.sluice.ports.ledger import Run
 from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine, text
@@ -23,6 +26,8 @@ from captions.web import create_app
 from lab.images import make_images
 
 APP = Path(__file__).resolve().parents[2] / "app"
+#: A run of Sluice's, as its ledger keeps it.
+RUN = Run("run-1", "captions", "forward", "tester", Phase.OPENED, "p", "m", "stamp", datetime.now(UTC), None, {})
 TOKENS = {"VIEW_TOKEN": "v" * 32, "OPERATE_TOKEN": "o" * 32, "ADMIN_TOKEN": "a" * 32}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from captions import lost_jobs
+from captions import fallback
 from captions.database import make_engine
 from lab.__main__ import Lab
 from lab.images import BROKEN
@@ -297,7 +297,7 @@ def test_a_run_that_an_account_may_not_see_is_taken_for_open(running: Running, a
     password = running.state.db_passwords[account]
     engine = make_engine(f"mysql+pymysql://{account}:{password}@127.0.0.1:{running.state.db_port}/captions")
     with engine.connect() as connection:
-        assert lost_jobs.run_is_open(connection) is open_run
+        assert fallback.no_run(connection) is not open_run
     engine.dispose()
 
 
@@ -332,10 +332,15 @@ def test_an_outage_of_redis_is_noticed_by_every_process_and_its_end_too(on_rq: R
     waits = on_rq.submit()
     assert on_rq.task(waits)["owner"] == "rq"
     on_rq.admin("polling", {"polling": True})
+    on_rq.supervisor.stop_group("legacy")
+    left_behind = [on_rq.submit(priority=priority) for priority in ("low", "urgent")]
+    assert {on_rq.task(task_id)["owner"] for task_id in left_behind} == {"db"}
     on_rq.supervisor.start_group("redis")
     until(lambda: _says_that_redis_is_away(on_rq) == {False}, "the end of the outage is noticed")
-    on_rq.finished(waits)
-    assert on_rq.effects(waits) == {("start", "rq"): 1, ("end", "rq"): 1}
+    on_rq.finished(waits, *left_behind)
+    for task_id in (waits, *left_behind):
+        assert on_rq.effects(task_id) == {("start", "rq"): 1, ("end", "rq"): 1}
+    on_rq.supervisor.start_group("legacy")
     assert on_rq.admin("route")["effective_share"] == 100
 
 

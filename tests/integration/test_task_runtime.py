@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
+from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -20,7 +21,7 @@ from captions.legacy import leased
 from captions.lost_jobs import LostJobs
 from captions.outbox import RQPlacer
 from captions.retries import Failure
-from integration.runtime import Runtime
+from integration.runtime import RUN, Runtime
 from lab.images import BROKEN
 from oracle.patience import until
 
@@ -234,12 +235,11 @@ def test_tasks_whose_jobs_redis_lost_are_placed_again(runtime: Runtime, looking:
 
 
 def test_a_task_whose_job_ended_before_it_was_begun_is_placed_again(
-    runtime: Runtime, looking: Callable[[], int]
+    runtime: Runtime, looking: Callable[[], int], ledger: SqlLedger
 ) -> None:
     """As by a work horse that lost Redis on its way to the row. Also while a run is open: nothing is lost in Redis."""
     runtime.route(100)
-    runtime.sql("CREATE TABLE sluice_run (open_system VARCHAR(64))")
-    runtime.sql("INSERT INTO sluice_run VALUES ('captions')")
+    ledger.start_run(RUN)
     ended = {status: runtime.submit() for status in ("finished", "failed", "stopped", "canceled")}
     waits = runtime.submit()
     for status, task_id in ended.items():
@@ -253,7 +253,6 @@ def test_a_task_whose_job_ended_before_it_was_begun_is_placed_again(
     assert runtime.sweeper.sweep() == len(ended)
     runtime.work()
     assert {runtime.task(task_id)["status"] for task_id in (*ended.values(), waits)} == {"completed"}
-    runtime.sql("DROP TABLE sluice_run")
 
 
 def test_rq_tries_again_when_the_horse_died_before_the_task_was_begun(runtime: Runtime) -> None:
@@ -272,28 +271,22 @@ def test_rq_tries_again_when_the_horse_died_before_the_task_was_begun(runtime: R
     assert left[waits][1] == left[waits][0] > 0
 
 
-@pytest.mark.parametrize("why", ["a run is open", "it cannot be seen", "nothing goes to RQ"])
-def test_they_are_left_alone_while(
-    runtime: Runtime, looking: Callable[[], int], monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
+@pytest.mark.parametrize("why", ["a run is open", "a run begins", "nothing goes to RQ"])
+def test_they_are_left_alone_while(runtime: Runtime, looking: Callable[[], int], ledger: SqlLedger, why: str) -> None:
     runtime.route(100)
     task_id = runtime.submit()
     _an_hour_ago(runtime)
     runtime.redis.flushdb()
-    runtime.sql("CREATE TABLE sluice_run (open_system VARCHAR(64))")
-    runtime.sql("INSERT INTO sluice_run VALUES ('captions'), (NULL)")
-    if why == "nothing goes to RQ":
-        runtime.sql("UPDATE sluice_run SET open_system = NULL")
+    if why == "a run is open":
+        ledger.start_run(RUN)
+    elif why == "a run begins":
+        ledger.take_lease(RUN, "the run", 60)
+    else:
         runtime.route(0)
-    elif why == "it cannot be seen":
-        monkeypatch.setattr(lost_jobs, "_NO_SUCH_TABLE", 0)
-        monkeypatch.setattr(lost_jobs, "_MAY_NOT_SELECT", 1146)
-        runtime.sql("DROP TABLE sluice_run")
     for _ in range(3):
         looking()
     assert _in_outbox(runtime) == set()
-    monkeypatch.undo()
-    runtime.sql("DROP TABLE IF EXISTS sluice_run")
+    ledger.forget()
     runtime.route(100)
     looking()
     looking()
