@@ -9,6 +9,7 @@ description:
   - Works through supervisord or systemd on the host where it runs and needs no store.
   - V(drained) lets each process end its task, to a deadline, and says which had to be killed.
   - V(killed) gives no time.
+  - V(reloaded) has the processes read their settings, and waits until the application says that they did.
   - What workers killed by somebody else left running, such as the process of a job, is found, waited for and ended too.
 options:
   state:
@@ -22,6 +23,26 @@ options:
       - How long a draining process may take, in seconds; then it is killed.
     type: int
     default: 300
+  health_url:
+    description:
+      - With C(state=reloaded), where the application says as JSON what it was started with; empty when it does not.
+    type: str
+    default: ""
+  expect:
+    description:
+      - With C(state=reloaded), what that JSON must say.
+    type: dict
+    default: {}
+  answers:
+    description:
+      - How many answers in a row must say so; more than there are processes that may answer.
+    type: int
+    default: 3
+  patience:
+    description:
+      - How long they may take until then, in seconds.
+    type: int
+    default: 60
 extends_documentation_fragment:
   - queue_options.supervisor
   - queue_options.slices
@@ -85,6 +106,10 @@ ARGUMENT_SPEC = {
     **arguments.SLICES,
     "state": {"type": "str", "default": "listed", "choices": ["listed", "started", "drained", "reloaded", "killed"]},
     "deadline": {"type": "int", "default": 300},
+    "health_url": {"type": "str", "default": "", "no_log": False},
+    "expect": {"type": "dict", "default": {}},
+    "answers": {"type": "int", "default": 3},
+    "patience": {"type": "int", "default": 60},
 }
 #: Every key of RETURN with its empty value.
 RETURNS: dict[str, object] = {"processes": [], "leftovers": [], "killed": [], "unproved": [], "lines": []}

@@ -68,7 +68,7 @@ def serve(address: str, playbook: int, folder: str) -> str | None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program at work
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the programs
         while True:
-            readable, _, _ = select.select([listener, alive], [], [])
+            readable, _, _ = select.select([listener.fileno(), alive], [], [])
             if alive in readable:
                 return None
             client, _ = listener.accept()

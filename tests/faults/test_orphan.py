@@ -7,13 +7,13 @@ import signal
 import pytest
 
 from faults.mover import REFUSED
-from faults.scene import Scene, is_frozen
+from faults.scene import FULL, Scene, is_frozen
 from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-TASKS = 400
-SIZE = ("--batch", "80")
+TASKS = 400 if FULL else 120
+SIZE = ("--batch", str(TASKS // 5))
 ARROWS = [
     f"{arrow}:{side}" for arrow in ("claim", "stage", "confirm", "release", "activate") for side in ("before", "after")
 ]

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from captions.database import make_engine
 from captions.schema import create_schema
 from faults.mover import REFUSED
-from faults.scene import Process, Scene, is_frozen
+from faults.scene import FULL, Process, Scene, is_frozen
 from lab.stores import PrivateMariaDB, PrivateRedis, free_port
 from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-TASKS = 600
-OPTIONS = ("--batch", "100", "--lease-seconds", "1.5")
+TASKS = 600 if FULL else 180
+OPTIONS = ("--batch", str(TASKS // 6), "--lease-seconds", "1.5")
 
 
 def aof(server: PrivateRedis) -> Path:

@@ -17,7 +17,7 @@ from oracle.patience import until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-TASKS = 1500 if FULL else 200
+TASKS = 1500 if FULL else 100
 BATCH = TASKS // 5
 SIZE = ("--batch", str(BATCH))
 SHORT_LEASE = ("--lease-seconds", "1")

@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_get_well_is_the_last_one() -> None:
         (fleet.of("app004") / "deaf").touch()
         outcome = fleet.play(TURNS, queue_reload_batch="2", queue_reload_patience=2, **ONE_ANSWER)
         assert outcome.status != 0
-        assert "app004 was told to read its settings and 2 s later still answers" in outcome.output
+        assert "app004: was told to read its settings and 2 s later still answers" in outcome.output
         assert "{'rq_enabled': False} instead of {'rq_enabled': True}" in outcome.output
         assert {name for name, what in fleet.calls() if what == TOLD} == {"app001", "app002", "app003", "app004"}
         # The same command goes on from there, and asks those again that are done: a reload costs no request.

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.sluice.adapters.host_signs import ask_health
+from ansible.module_utils.sluice.adapters.http_health import ask_health
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import SluiceError, StoreError
 from ansible.module_utils.sluice.services import assess

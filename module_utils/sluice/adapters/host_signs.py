@@ -1,19 +1,15 @@
-"""What an application host shows of itself: the errors in its newest log lines, and the application's own answer."""
+"""The errors in the newest log lines of an application host."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import http.client
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from ..core.errors import SluiceError
-from ..ports.assessment import HealthSigns, LogSigns
+from ..ports.assessment import LogSigns
 
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL)\b|^Traceback \(most recent call last\)")
 _STAMP = re.compile(r"\b(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)")
@@ -78,25 +74,3 @@ def _lately(lines: Sequence[str], since: float) -> Iterator[str]:
 def _shown(line: str, redact: Callable[[str], str]) -> str:
     text = "".join(c if c.isprintable() else " " for c in redact(line).strip())
     return _SECRET.sub(r"\1********", text)[:_SHOWN_LENGTH]
-
-
-def ask_health(url: str, *, seconds: float) -> HealthSigns:
-    """Ask the application how it is; an answer that never came has the status 0 and the reason.
-
-    :raises SluiceError: the URL is not one
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SluiceError("must be http:// or https://.", where="queue_health_url")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=seconds)
-    begun = time.monotonic()
-    try:
-        connection.request("GET", parts.path or "/", headers={"Connection": "close"})
-        answer = connection.getresponse()
-        answer.read(65536)
-    except (OSError, http.client.HTTPException) as error:
-        return HealthSigns(0, time.monotonic() - begun, str(error) or type(error).__name__)
-    finally:
-        connection.close()
-    return HealthSigns(answer.status, time.monotonic() - begun, answer.reason)

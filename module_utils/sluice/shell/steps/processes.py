@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 
+from ...adapters.http_health import ask_settings
 from ...adapters.processes import Processes
 from ...adapters.supervision import supervisor
 from ...core.errors import StoreError
 from ...ports.surroundings import Supervisor, WorkerProcess
 from ...services import drain as drains
 from ..runner import SLICE_SECONDS, Given, Result, names
+
+#: How long one answer may take (seconds), and the pause after one that is not the one that is waited for.
+_ANSWER_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
 
 
 def workers(given: Given) -> Result:
@@ -40,7 +46,9 @@ def workers(given: Given) -> Result:
         }
     if state == "drained":
         return _drained(given, keeper, bool(running))
-    changed = keeper.reload(params["group"]) if state == "reloaded" else keeper.start(params["group"])
+    if state == "reloaded":
+        return _reloaded(given, keeper)
+    changed = keeper.start(params["group"])
     after = keeper.list(params["group"])
     return {
         "changed": changed,
@@ -48,6 +56,50 @@ def workers(given: Given) -> Result:
         "leftovers": [_process(p) for p in left],
         "lines": [_process_line(p) for p in [*after, *left]],
     }
+
+
+def _reloaded(given: Given, keeper: Supervisor) -> Result:
+    """Have them read their settings; where they can be asked, wait until so many answers in a row say that they did."""
+    params, cursor = given.params, given.params["cursor"]
+    group, url = params["group"], params["health_url"]
+    changed = bool(cursor["changed"]) if cursor else keeper.reload(group)
+    until = float(cursor.get("until", time.time() + params["patience"]))
+    right, said = int(cursor.get("right", 0)), ""
+    over = min(until, time.time() + SLICE_SECONDS)
+    while url and right < params["answers"]:
+        said = _otherwise(url, params["expect"])
+        right = 0 if said else right + 1
+        if time.time() >= over:
+            break
+        if said:
+            given.clock.wait(_PAUSE_SECONDS)
+    found, left = keeper.list(group), keeper.leftovers(group)
+    result: Result = {
+        "changed": changed,
+        "processes": [_process(p) for p in found],
+        "leftovers": [_process(p) for p in left],
+    }
+    if url and right < params["answers"]:
+        if time.time() >= until:
+            raise StoreError(
+                f"was told to read its settings and {params['patience']} s later still answers {url} with "
+                f"{said or 'them, and not often enough'} instead of {params['expect']}. "
+                "Hosts of later batches were not touched.",
+                where=params["host_label"],
+                next_step=f"read the log of '{group}' there.",
+            )
+        line = f"{group}: not all of its processes have the new settings, at most {until - time.time():.0f} s more"
+        return {**result, "lines": [line], "cursor": {"until": until, "changed": changed, "right": right}}
+    return {**result, "lines": [_process_line(p) for p in [*found, *left]]}
+
+
+def _otherwise(url: str, expected: Mapping[str, object]) -> str:
+    """What the application says of the settings that are asked for, where it is not what is expected; else ''."""
+    answer = ask_settings(url, seconds=_ANSWER_SECONDS)
+    if answer is None:
+        return "nothing"
+    said = {key: answer.get(key, "nothing") for key in expected}
+    return "" if said == expected else str(said)
 
 
 def _killed(given: Given, keeper: Supervisor) -> Result:

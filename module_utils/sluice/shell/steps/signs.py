@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...adapters.host_signs import ask_health, read_logs
+from ...adapters.host_signs import read_logs
+from ...adapters.http_health import ask_health
 from ...adapters.supervision import supervisor
 from ...core.errors import SluiceError
 from ...ports.assessment import HealthSigns, LogSigns
