@@ -26,8 +26,26 @@ for _folder in (TESTS, ROOT / "app", ROOT / "library"):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 
+#: Files that take minutes, the longest first. Where several files run at a time, none of these is left for the end.
+LONGEST = (
+    "test_captions_app",
+    "test_playbooks_outage",
+    "test_drill",
+    "test_playbook_killed_at_arrows",
+    "test_playbooks_back",
+    "test_playbooks_store_loss",
+    "test_secrets",
+    "test_playbooks_forward",
+)
+
 # Private MariaDB and Redis for tests marked `real`.
 pytest_plugins = ["stores_fixture"] if (TESTS / "stores_fixture.py").exists() else []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; the order within a file, and of all others, stays."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @dataclass
