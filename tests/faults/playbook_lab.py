@@ -462,8 +462,13 @@ def _state(pid: int) -> str:
 
 
 def end_family(pid: int) -> None:
-    """``kill -9`` of a process and all that it started."""
-    for one in [pid, *family_of(pid)]:
+    """``kill -9`` of a process and all that it started; frozen first, so that none starts another meanwhile."""
+    found: list[int] = []
+    while (now := [pid, *family_of(pid)]) != found:
+        found = now
+        for one in found:
+            _signal(one, signal.SIGSTOP)
+    for one in found:
         _signal(one, signal.SIGKILL)
 
 

@@ -49,6 +49,8 @@ def test_a_dry_run_of_a_half_done_run_writes_nothing(lab: PlaybookLab) -> None:
     run = lab.start("migrate", queue_transfer_rate=20, queue_transfer_batch=10)
     until(lambda: lab.moved >= 40 or run.process.poll() is not None, "a part of the transfer")
     run.end()
+    sessions = "information_schema.processlist"
+    until(lambda: lab.count("user = 'sluice'", sessions) == 0, "the database has noticed the end of the mover")
     moved = lab.moved
     assert 40 <= moved < TASKS
     lab.lab.supervisor.stop_group("rqworkers")  # their heartbeats are writes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -24,27 +26,22 @@ def twenty() -> tuple[Fleet, Outcome, list[tuple[str, str]], dict[str, dict[str,
         return fleet, outcome, fleet.calls(), {name: dict(found) for name, found in fleet.by_host().items()}
 
 
-def turns(names: Sequence[str], calls: Sequence[tuple[str, str]]) -> list[set[str]]:
-    """The batches in which hosts were told to read their settings: each begins when all of the one before are well."""
-    batches: list[set[str]] = [set()]
-    well: set[str] = set()
-    for name, what in calls:
-        if what == TOLD:
-            if batches[-1] and batches[-1] <= well:
-                batches.append(set())
-            batches[-1].add(name)
-        elif what == HEALTHY:
-            well.add(name)
-    assert sorted(name for batch in batches for name in batch) == sorted(names), "each host once"
-    return batches
+def assert_one_after_the_other(batches: Sequence[set[str]], calls: Sequence[tuple[str, str]]) -> None:
+    """Each host is told once, and nobody of a batch before all of the batch before are well."""
+    told = {name: place for place, (name, what) in enumerate(calls) if what == TOLD}
+    well = {name: place for place, (name, what) in enumerate(calls) if what == HEALTHY}
+    assert sorted(name for name, what in calls if what == TOLD) == sorted(name for batch in batches for name in batch)
+    for before, after in pairwise(batches):
+        assert max(well[name] for name in before) < min(told[name] for name in after), (before, after)
 
 
 def test_restarts_go_round_in_batches_and_each_waits_for_the_one_before(
     twenty: tuple[Fleet, Outcome, list[tuple[str, str]], dict[str, dict[str, int]]],
 ) -> None:
-    fleet, _, calls, _ = twenty
+    fleet, outcome, calls, _ = twenty
     names = list(fleet.names)
-    assert turns(names, calls) == [set(names[start : start + 5]) for start in range(0, 20, 5)]
+    assert_one_after_the_other([set(names[start : start + 5]) for start in range(0, 20, 5)], calls)
+    assert set(re.findall(r"batch \d of \d", outcome.output)) == {f"batch {number} of 4" for number in range(1, 5)}
 
 
 def test_no_host_costs_more_than_another_however_many_there_are(
@@ -86,7 +83,7 @@ def test_a_slow_first_batch_still_goes_first() -> None:
             fleet.variables(name, queue_reload_batch=slow if name in ("app001", "app002") else "2")
         outcome = fleet.play(TURNS, forks=4, **ONE_ANSWER)
         assert outcome.status == 0, outcome.output
-        assert turns(fleet.names, fleet.calls()) == [{"app001", "app002"}, {"app003", "app004"}]
+        assert_one_after_the_other([{"app001", "app002"}, {"app003", "app004"}], fleet.calls())
 
 
 def test_a_host_that_cannot_be_reached_stops_the_others_before_anything_is_changed() -> None:

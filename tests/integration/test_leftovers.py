@@ -19,6 +19,7 @@ from ansible.module_utils.sluice.adapters.processes import Process, Processes
 from ansible.module_utils.sluice.adapters.supervisord import SupervisordWorkers
 from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import StoreError
+from ansible.module_utils.sluice.ports.surroundings import WorkerProcess
 from ansible.module_utils.sluice.services.drain import drain
 from ansible.module_utils.testing import patch_module_args
 from redis import Redis
@@ -50,6 +51,18 @@ class Daemon:
         client.close()
         [main] = self.workers.list(queue)
         return children(main.pid)[-1]  # the newest, after a scheduler
+
+    def with_scheduler(self, group: str) -> tuple[WorkerProcess, int]:
+        """The group's worker and the pid of its scheduler, when that is its one child.
+
+        A worker on its way up has short-lived children as well; the lock is taken right before the scheduler starts.
+        """
+        [main] = self.workers.list(group)
+        client = Redis.from_url(self.redis_url)
+        until(lambda: client.exists(f"rq:scheduler-lock:{group}") == 1 and len(children(main.pid)) == 1)
+        client.close()
+        [scheduler] = children(main.pid)
+        return main, scheduler
 
     def kill_worker(self, group: str) -> None:
         """kill -9 of the worker alone, and wait until another one, started by supervisord, waits for jobs."""
@@ -163,8 +176,8 @@ def test_a_horse_outlives_its_worker_and_is_found_and_ended(begin: Callable[...,
 
 def test_a_kill_ends_the_horses_of_workers_that_live(begin: Callable[..., Daemon]) -> None:
     daemon = begin(high="--with-scheduler high")
+    main, _ = daemon.with_scheduler("high")
     horse = daemon.run_job("high", 120)
-    [main] = daemon.workers.list("high")
     family = [main.pid, *children(main.pid)]
     assert horse in family and len(family) >= 3  # worker, scheduler, horse
     killed = daemon.workers.kill("high")
@@ -175,11 +188,8 @@ def test_a_kill_ends_the_horses_of_workers_that_live(begin: Callable[..., Daemon
 def test_a_scheduler_outlives_its_worker_and_ends_when_asked(begin: Callable[..., Daemon]) -> None:
     """A drain asks it, lets the horse finish, and calls neither proved."""
     daemon = begin(high="--with-scheduler high")
-    [main] = daemon.workers.list("high")
     client = Redis.from_url(daemon.redis_url)
-    # A worker on its way up has short-lived children as well; the lock is taken right before the scheduler is started.
-    until(lambda: client.exists("rq:scheduler-lock:high") == 1 and len(children(main.pid)) == 1)
-    [scheduler] = children(main.pid)
+    _, scheduler = daemon.with_scheduler("high")
     horse = daemon.run_job("high", 6)
     daemon.kill_worker("high")
     assert {process.pid for process in daemon.workers.leftovers("high")} == {scheduler, horse}

@@ -9,16 +9,27 @@ from pathlib import Path
 
 #: Long enough on the slowest machine: it only ends a wait for what will never come. No promise is measured by it.
 PATIENCE_SECONDS = 300.0
+#: Pauses between two looks, and the share of the wait so far that such a pause may be.
+_OFTEN_SECONDS = 0.02
+_SELDOM_SECONDS = 0.1
+_SHARE = 0.05
 
 
-def until(condition: Callable[[], bool], what: str | Callable[[], str] = "the condition", every: float = 0.02) -> None:
-    """Poll a condition each ``every`` seconds; AssertionError, which says ``what`` was awaited, if it never holds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def until(
+    condition: Callable[[], bool], what: str | Callable[[], str] = "the condition", every: float | None = None
+) -> None:
+    """Poll a condition; AssertionError, which says ``what`` was awaited, if it never holds.
+
+    Each ``every`` seconds. Without that at once again at first, and ten times a second where it takes long: what is
+    awaited needs the processor too.
+    """
+    begun = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, (
+        waited = time.monotonic() - begun
+        assert waited < PATIENCE_SECONDS, (
             f"{what if isinstance(what, str) else what()}: not within {PATIENCE_SECONDS:g} s"
         )
-        time.sleep(every)
+        time.sleep(every if every is not None else min(_SELDOM_SECONDS, max(_OFTEN_SECONDS, waited * _SHARE)))
 
 
 def until_none(left: Callable[[], int], what: str, every: float = 0.1) -> None:
