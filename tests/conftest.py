@@ -30,8 +30,6 @@ for _folder in (TESTS, ROOT / "app", ROOT / "library"):
 LONGEST = (
     "test_captions_app",
     "test_playbooks_outage",
-    "test_drill",
-    "test_playbook_killed_at_arrows",
     "test_playbooks_back",
     "test_playbooks_store_loss",
     "test_secrets",

@@ -234,7 +234,7 @@ class Lab:
                 "# How tasks are worked on.",
                 *(f"{key}={value}" for key, value in kept.items()),
                 "DATABASE_POLLING_ENABLED=true",
-                "POLL_INTERVAL_MS=100",
+                "POLL_INTERVAL_MS=250",
                 "LEASE_SECONDS=30",
             ]
             write_private(path, "\n".join(lines) + "\n")

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import sqlalchemy as sa
 from ansible.module_utils.sluice.adapters import redis_connect, sql_connect
 from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
@@ -33,6 +34,8 @@ from stores_fixture import load_mapping
 QUEUES = ("urgent", "high", "normal", "low")
 #: SLUICE_TEST_FULL=1 runs the full sizes; else what fits into a few seconds a case.
 FULL = os.environ.get("SLUICE_TEST_FULL", "") not in ("", "0")
+#: For what another test shows in every run as well, in a smaller form or on hosts.
+only_full = pytest.mark.skipif(not FULL, reason="runs with scripts/test --all")
 _TABLES = (
     "caption_tasks",
     "sluice_run",

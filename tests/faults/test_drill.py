@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from faults.playbook_lab import CANARY_USERS, PlaybookLab, family_of, lab_in
+from faults.scene import only_full
 from oracle.crash import crash
 from oracle.judge import Allowances
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
+#: Each of its steps has a test of its own in every run (test_playbooks_forward, test_playbooks_back).
+pytestmark = [pytest.mark.real, pytest.mark.slow, only_full, pytest.mark.timeout(1800)]
 
 TASKS = 800
 

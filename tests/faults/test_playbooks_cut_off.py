@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from faults.playbook_lab import ROOT, PlaybookLab, lab_in
+from faults.scene import only_full
 from oracle.patience import until, until_none
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
+#: The scenario host_lost shows it on hosts in every run.
+pytestmark = [pytest.mark.real, pytest.mark.slow, only_full, pytest.mark.timeout(1200)]
 
 #: Nothing listens there: to the control host Redis is gone.
 GONE = "redis://default:none@127.0.0.1:1/0"

@@ -12,7 +12,7 @@ import yaml
 
 from faults import ROOT
 from faults.playbook_lab import PlaybookLab, lab_in
-from faults.scene import FULL
+from faults.scene import only_full
 from fleet.run import Fleet, fleet_of
 from oracle.patience import until
 
@@ -72,6 +72,7 @@ def test_the_plan_names_both_and_says_who_is_silent(two: Two) -> None:
     assert two.settings == before
 
 
+@only_full  # host_lost shows it on hosts in every run
 def test_a_host_lost_at_the_drain_takes_the_run_back_on_the_others(two: Two) -> None:
     """Nobody knows whether its pollers still run, so the run ends before its fence, and the others poll as before."""
     lab = two.lab
@@ -91,8 +92,6 @@ def test_a_host_lost_at_the_drain_takes_the_run_back_on_the_others(two: Two) -> 
     assert lab.running("legacy") == 1
     assert b"RQ_ENABLED=false" in two.settings[0]
     assert b"DATABASE_POLLING_ENABLED=true" in two.settings[0]
-    if not FULL:
-        return
     # Found again, the same command carries the run through, there too.
     two.lost.unlink()
     lab.run("migrate", "-i", str(two.inventory)).done()

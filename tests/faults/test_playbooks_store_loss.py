@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from faults.playbook_lab import TESTS, Outcome, PlaybookLab, lab_in
+from faults.scene import only_full
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -119,6 +120,7 @@ def test_a_redis_that_came_back_with_its_data_loses_nothing(lab: PlaybookLab) ->
     lab.clean()
 
 
+@only_full  # as one that was emptied, above
 def test_a_redis_that_came_back_without_its_data_is_recovered(lab: PlaybookLab) -> None:
     lab.lab.supervisor.stop_group("rqworkers")
     _submit(lab, 20)
