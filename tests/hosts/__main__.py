@@ -1,4 +1,4 @@
-"""``scripts/hosts up|down|status|submit|able``: the test hosts of this checkout."""
+"""``scripts/hosts make|up|down|status|submit|able``: the test hosts of this checkout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hosts.kernel import HostsError, why_not
 def main() -> int:
     """Exit status 0 when it was done; 3 when this machine cannot carry test hosts, or they are down."""
     parser = argparse.ArgumentParser(prog="scripts/hosts", description="The test hosts of this checkout.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up|down|status|submit|able")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="make|up|down|status|submit|able")
+    verbs.add_parser("make", help="make what the first start needs, in advance")
     verbs.add_parser("up", help="start them anew, with the application installed and nothing submitted")
     verbs.add_parser("down", help="remove them; the base is kept for the next start")
     verbs.add_parser("status", help="say which run")
@@ -36,7 +37,7 @@ def main() -> int:
             site.seed(arguments.count)
             site.start_users()
             return 0
-        (group.up if verb == "up" else group.down)()
+        {"make": group.make, "up": group.up, "down": group.down}[verb]()
     except (HostsError, LookupError, OSError) as error:
         print(f"hosts: {error}", file=sys.stderr)
         return 1

@@ -64,17 +64,17 @@ class Group:
         """Start all hosts with the application installed and nothing submitted; what ran before is removed."""
         with self._alone():
             self._remove()
-            began = time.monotonic()
-            if not self._base.is_dir():
-                say("making the base from Debian packages, once")
-                base.make(self.layout.checkout, self._base)
-                say(f"made the base in {time.monotonic() - began:.0f} s")
-            if not self._site.is_dir():
-                self._install()
-            base.forget_others(self.layout.cache, (self._base, self._site))
+            self._make()
             began = time.monotonic()
             self._start(self._site, lambda name: [self._site / "layers" / name, self._base])
             say(f"{len(HOSTS)} hosts are up in {time.monotonic() - began:.1f} s, {self.layout.network}")
+
+    def make(self) -> None:
+        """What the first start takes minutes for, in advance; no host is left."""
+        with self._alone():
+            if not self._site.is_dir():
+                self._remove()
+            self._make()
 
     def down(self) -> None:
         """Remove the hosts and everything that they changed; what the next start needs is kept."""
@@ -98,6 +98,16 @@ class Group:
         return 0 if all(machine.container is not None for machine in self.machines.values()) else 3
 
     # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        began = time.monotonic()
+        if not self._base.is_dir():
+            say("making the base from Debian packages, once")
+            base.make(self.layout.checkout, self._base)
+            say(f"made the base in {time.monotonic() - began:.0f} s")
+        if not self._site.is_dir():
+            self._install()
+        base.forget_others(self.layout.cache, (self._base, self._site))
 
     def _install(self) -> None:
         """Have the roles set up all hosts on the bare base, and keep what they wrote."""
