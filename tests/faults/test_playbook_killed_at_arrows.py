@@ -22,7 +22,7 @@ from faults.scene import FULL
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-TASKS = 250 if FULL else 100
+TASKS = 250 if FULL else 150
 #: The second batch is where a module freezes: some work was done, and some is left.
 BATCH = TASKS // 5
 NTH = 2

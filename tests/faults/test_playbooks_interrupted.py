@@ -14,7 +14,7 @@ from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-TASKS = 600
+TASKS = 900
 TRANSFER = "queue_transfer : Move the tasks, batch by batch"
 PHASES = ("prepared", "hybrid", "routed", "fenced", "transferred", "verified", "validated", "cleaned")
 #: What somebody would set who wants to get past the first play.
