@@ -47,7 +47,10 @@ def test_an_orphan_that_wakes_while_the_other_works_and_workers_run(scene: Scene
     until(lambda: is_frozen(other), what="the other mover's arrow")
     before = scene.fingerprint()
     orphan.send_signal(signal.SIGCONT)
-    assert scene.ending(orphan).report["error"] == "LeaseLost"
+    ending = scene.ending(orphan)
+    assert ending.status == REFUSED, (ending.report, ending.stderr)
+    # Its claim of the next batch may have been open: the database ends the transaction of a client that is silent long.
+    assert ending.report["error"] in ("LeaseLost", "StoreError"), ending.report
     assert scene.fingerprint() == before
     other.send_signal(signal.SIGCONT)
     assert scene.ending(other).status == 0
