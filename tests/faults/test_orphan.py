@@ -50,7 +50,8 @@ def test_an_orphan_that_wakes_while_the_other_works_and_workers_run(scene: Scene
     ending = scene.ending(orphan)
     assert ending.status == REFUSED, (ending.report, ending.stderr)
     # Its claim of the next batch may have been open: the database ends the transaction of a client that is silent long.
-    assert ending.report["error"] in ("LeaseLost", "StoreError"), ending.report
+    by_the_database = ending.report["error"] == "StoreError" and "Redis" not in ending.report["message"]
+    assert ending.report["error"] == "LeaseLost" or by_the_database, ending.report
     assert scene.fingerprint() == before
     other.send_signal(signal.SIGCONT)
     assert scene.ending(other).status == 0
