@@ -26,8 +26,8 @@ def main() -> int:
     if verb == "able" or reason:
         print(reason or "this machine can carry test hosts")
         return 3 if reason else 0
-    group = Group()
     try:
+        group = Group()
         if verb == "status":
             return group.status()
         if verb == "submit":
@@ -38,7 +38,7 @@ def main() -> int:
             site.start_users()
             return 0
         {"make": group.make, "up": group.up, "down": group.down}[verb]()
-    except (HostsError, LookupError, OSError) as error:
+    except (HostsError, LookupError, OSError, ValueError) as error:
         print(f"hosts: {error}", file=sys.stderr)
         return 1
     return 0

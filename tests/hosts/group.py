@@ -1,4 +1,4 @@
-"""All test hosts of a checkout together: installed once, started from what was kept, removed."""
+"""A group of test hosts together: installed once, started from what was kept, removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import yaml
 
 from hosts import base
 from hosts.kernel import HostsError, networks_of_others, run
-from hosts.layout import HOSTS, Layout, layout_of, tag_of
+from hosts.layout import HOSTS, Layout, group_wanted, layout_of, tag_of
 from hosts.machine import Machine
 from lab.accounts import RIGHTS
 from lab.images import make_images
@@ -49,14 +49,16 @@ def say(line: str) -> None:
 
 
 class Group:
-    """The hosts of one checkout."""
+    """The hosts of one group of a checkout."""
 
     def __init__(self, checkout: Path = CHECKOUT) -> None:
-        self.layout = layout_of(checkout, networks_of_others(tag_of(checkout)))
+        group = group_wanted()
+        self.layout = layout_of(checkout, group, networks_of_others(tag_of(checkout, group)))
         self.machines = {name: Machine(self.layout, name) for name in HOSTS}
         self._base = self.layout.cache / f"base-{base.key(checkout)}"
         sources = [checkout / part for part in _SOURCES]
-        self._site = self.layout.cache / f"site-{base.key_of(sources, self._base.name, str(self.layout.network))}"
+        key = base.key_of(sources, self._base.name, str(self.layout.network))
+        self._site = self.layout.cache / f"site-{group}-{key}"
 
     # --- its life ------------------------------------------------------------------------------------------------
 
@@ -107,7 +109,9 @@ class Group:
             say(f"made the base in {time.monotonic() - began:.0f} s")
         if not self._site.is_dir():
             self._install()
-        base.forget_others(self.layout.cache, (self._base, self._site))
+        ours = f"site-{self.layout.group}-"
+        of_others = [site for site in self.layout.cache.glob("site-*-*") if not site.name.startswith(ours)]
+        base.forget_others(self.layout.cache, (self._base, self._site, *of_others))
 
     def _install(self) -> None:
         """Have the roles set up all hosts on the bare base, and keep what they wrote."""
@@ -143,6 +147,7 @@ class Group:
 
     def _start(self, site: Path, layers: Callable[[str], Sequence[Path]]) -> None:
         layout = self.layout
+        layout.directory.parent.mkdir(mode=0o700, exist_ok=True)
         layout.directory.mkdir(mode=0o700, exist_ok=True)
         self._write_client_settings(site)
         run("ip", "link", "add", layout.tag, "type", "bridge")
@@ -170,6 +175,9 @@ class Group:
         remove_run_directory(self.layout.directory)
         if self.layout.directory.exists():
             shutil.rmtree(self.layout.directory)
+        groups = self.layout.directory.parent
+        if groups.exists() and not any(groups.iterdir()):
+            groups.rmdir()
 
     def _dress(self, machine: Machine, site: Path) -> None:
         """What a host is told about itself before it boots."""

@@ -1,8 +1,10 @@
-"""Names, addresses and folders of the test hosts. Everything follows from the checkout's path."""
+"""Names, addresses and folders of the test hosts. Everything follows from the checkout's path and the group's name."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,20 +19,21 @@ _CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the hosts of one checkout are. ``network`` is theirs alone; its first address is this machine's."""
+    """Where one group of hosts of a checkout is. ``network`` is theirs alone; its first address is this machine's."""
 
     checkout: Path
+    group: str
     network: IPv4Network
 
     @cached_property
     def tag(self) -> str:
         """What all names begin with that the machine knows: short, for an interface has fifteen characters."""
-        return tag_of(self.checkout)
+        return tag_of(self.checkout, self.group)
 
     @property
     def directory(self) -> Path:
         """The running hosts, mode 0700; removed when they are."""
-        return self.checkout / ".hosts"
+        return self.checkout / ".hosts" / self.group
 
     @property
     def cache(self) -> Path:
@@ -66,26 +69,37 @@ class Layout:
         return self.directory / "vars.yml"
 
 
-def tag_of(checkout: Path) -> str:
+def group_wanted() -> str:
+    """The group that is meant, ``SLUICE_HOSTS`` or ``1``: several groups of one checkout may run at a time.
+
+    ValueError when it is not a short word.
+    """
+    group = os.environ.get("SLUICE_HOSTS") or "1"
+    if not re.fullmatch(r"[a-z0-9]{1,12}", group):
+        raise ValueError(f"SLUICE_HOSTS is '{group}': up to twelve small letters and digits name a group of hosts")
+    return group
+
+
+def tag_of(checkout: Path, group: str) -> str:
     """See :attr:`Layout.tag`."""
-    return f"sl{_digest(checkout).hex()[:8]}"
+    return f"sl{_digest(checkout, group).hex()[:8]}"
 
 
-def layout_of(checkout: Path, taken: Iterable[IPv4Network]) -> Layout:
-    """The layout of a checkout: the first of its own candidates that overlaps no network of the machine.
+def layout_of(checkout: Path, group: str, taken: Iterable[IPv4Network]) -> Layout:
+    """The layout of a group of a checkout: the first of its candidates that overlaps no network of the machine.
 
     LookupError when all of them are taken.
     """
     occupied = list(taken)
-    number = int.from_bytes(_digest(checkout)[:4])
+    number = int.from_bytes(_digest(checkout, group)[:4])
     for step in range(_CANDIDATES):
         # 10.128.0.0/9 in networks of 256 addresses; the step is odd, so that no candidate comes twice.
         place = (number + step * 1021) % 2**15
         network = IPv4Network(((10 << 24) + (1 << 23) + (place << 8), 24))
         if not any(network.overlaps(other) for other in occupied):
-            return Layout(checkout, network)
+            return Layout(checkout, group, network)
     raise LookupError("every network that the test hosts of this checkout could use is taken; see 'ip -4 route'")
 
 
-def _digest(checkout: Path) -> bytes:
-    return hashlib.sha256(str(checkout.resolve()).encode()).digest()
+def _digest(checkout: Path, group: str) -> bytes:
+    return hashlib.sha256(f"{checkout.resolve()}\0{group}".encode()).digest()
