@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from captions import task_types
 from captions.control import read_control
-from captions.database import in_transaction
-from captions.fallback import no_run
+from captions.database import error_code, in_transaction
 
 LOOK_EVERY_SECONDS = 10.0
 _STAMPED_SECONDS_AGO = 30
@@ -28,6 +28,8 @@ _ROWS_OF_A_QUEUE = 500
 _LISTED_OF_A_QUEUE = 50
 #: What RQ says of a job that will not run any more.
 ENDED = frozenset({"finished", "failed", "stopped", "canceled"})
+_NO_SUCH_TABLE = 1146
+_MAY_NOT_SELECT = 1142
 
 log = logging.getLogger("captions.lost_jobs")
 
@@ -135,3 +137,25 @@ class LostJobs:
             return still is not None and self._lists.list_again(task_id, queue)
 
         return in_transaction(self._engine, work)
+
+
+def no_run(connection: Connection) -> bool:
+    """Whether no run of Sluice is open; until this transaction ends none can take the lease, so none goes on or begins.
+
+    What cannot be seen for want of a right is taken for a run. The mover's own runs do not count, but for its lease.
+    """
+    try:
+        leases = connection.execute(
+            text("SELECT expires_at > UTC_TIMESTAMP(6) FROM sluice_lease LOCK IN SHARE MODE")
+        ).scalars()
+        if any(leases.all()):
+            return False
+        open_run = text("SELECT 1 FROM sluice_run WHERE open_system NOT LIKE '%-fallback' LIMIT 1")
+        return connection.execute(open_run).first() is None
+    except (OperationalError, ProgrammingError) as error:
+        if error_code(error) == _NO_SUCH_TABLE:
+            return True
+        if error_code(error) != _MAY_NOT_SELECT:
+            raise
+        log.warning("whether a run of Sluice is open cannot be seen: GRANT SELECT on the database to this account")
+        return False

@@ -28,7 +28,7 @@ KEYS = frozenset(
     | {"RQ_ENABLED", "RQ_KEY_PREFIX", "DATABASE_POLLING_ENABLED", "EFFECTS_FILE", "IMAGES_DIR", "WORK_MS"}
     | {"LEGACY_KIND", "POLL_INTERVAL_MS", "LEASE_SECONDS", "INTAKE_MAX_PAUSE_SECONDS", *TOKENS}
     | {"RETRY_GROWTH", "RETRY_BASE_SECONDS", "RETRY_COUNT", "TASK_MODULES", "METRICS_DIR", "RQ_WORKERS"}
-    | {"RQ_WORKER_MEMORY_MB", "USER_HEADER"}
+    | {"RQ_WORKER_MEMORY_MB", "USER_HEADER", "SLUICE_MAPPING"}
 )
 
 _SHORTEST_TOKEN = 32
@@ -89,6 +89,7 @@ class Settings:
     rq_workers: str
     rq_worker_memory_mb: int
     user_header: str | None
+    sluice_mapping: Path | None
 
     @property
     def rq_usable(self) -> bool:
@@ -228,6 +229,7 @@ def settings_from(values: Mapping[str, str], source: str, digest: str = "") -> S
         rq_workers=values.get("RQ_WORKERS", ""),
         rq_worker_memory_mb=number("RQ_WORKER_MEMORY_MB", 500, least=50),
         user_header=values.get("USER_HEADER") or None,
+        sluice_mapping=Path(values["SLUICE_MAPPING"]) if values.get("SLUICE_MAPPING") else None,
         task_modules=tuple(name for part in values.get("TASK_MODULES", "").split(",") if (name := part.strip())),
     )
     for contradiction in _contradictions(settings):

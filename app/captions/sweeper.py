@@ -1,7 +1,6 @@
 """The thread of each web process that looks after tasks of RQ's that nobody else looks after.
 
-Rows whose job could not be made when they were submitted, rows that went to the pollers meanwhile, jobs that RQ lost,
-attempts whose worker died.
+Rows whose job could not be made when they were submitted, jobs that RQ lost, attempts whose worker died.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from captions import fallback, metrics, tasks
+from captions import metrics, tasks
 from captions.health import RedisHealth
 from captions.lost_jobs import LostJobs
 from captions.outbox import AT_ONCE, JobPlacer, place_row, unplaced_rows
@@ -79,8 +78,6 @@ class Sweeper(threading.Thread):
         self._end_attempts()
         if self._health is not None and not self._health.usable:
             return 0
-        if self._settings.legacy_kind == "guarded" and (moved := fallback.move_to_rq(self._engine)):
-            log.info("%d task(s) that waited for pollers are RQ's now", moved)
         placed = 0
         found = unplaced_rows(self._engine)
         self._found = len(found)

@@ -65,6 +65,7 @@ class Lab:
         make_images(layout.images)
         layout.effects_file.touch(mode=0o640)
         settings_changed = self._write_env(state, changes)
+        self._write_mover_env(state)
         mariadb, redis = self._stores(state)
         self._start_stores(state, mariadb, redis)
         self._prepare_database(state, mariadb)
@@ -79,6 +80,8 @@ class Lab:
             lambda: self.supervisor.alive("web"),
             layout.logs / "web.log",
         )
+        if state.options.mover and state.options.legacy_kind == "guarded":
+            self._start("mover", "the mover of fallback tasks")
         if state.options.legacy:
             self._start("legacy", f"{state.options.legacy_kind} polling workers")
         say(f"up at {self._app_url(state)} in {time.monotonic() - began:.1f} s; RQ workers are defined, not started")
@@ -204,7 +207,7 @@ class Lab:
         running = {process.group for process in self.supervisor.processes() if process.state == "RUNNING"}
         if "web" in running:
             self.supervisor.signal("web", "HUP")
-        for group in ("legacy", "rqworkers"):
+        for group in ("legacy", "rqworkers", "mover"):
             if group in running:
                 self.supervisor.stop_group(group)
                 self.supervisor.start_group(group)
@@ -253,6 +256,18 @@ class Lab:
             return False
         write_private(path, new)
         return True
+
+    def _write_mover_env(self, state: State) -> None:
+        _, redis = self._stores(state)
+        lines = [
+            "# Settings of captions' mover: its accounts are Sluice's.",
+            f"DATABASE_URL={self._db_url(state, 'sluice')}",
+            f"RQ_REDIS_URL={redis.url()}",
+            f"SLUICE_MAPPING={self.layout.mapping}",
+            f"EFFECTS_FILE={self.layout.effects_file}",
+            f"IMAGES_DIR={self.layout.images}",
+        ]
+        write_private(self.layout.mover_env_file, "\n".join(lines) + "\n")
 
     def _write_connection_settings(self, state: State) -> None:
         # A JSON string is a YAML string, whatever is in it.
@@ -340,6 +355,11 @@ def main() -> int:
             "--rq-simple",
             action=argparse.BooleanOptionalAction,
             help="RQ workers run tasks without forking (they fork)",
+        )
+        command.add_argument(
+            "--mover",
+            action=argparse.BooleanOptionalAction,
+            help="a process that moves the pollers' tasks to RQ when all users are RQ's (there is one)",
         )
         command.add_argument("--work-ms", type=_count, metavar="N", help="least time a task takes, milliseconds (0)")
     verbs.add_parser("down", help="stop everything the lab started")

@@ -44,6 +44,16 @@ class Layout:
         return self.directory / "captions.env"
 
     @property
+    def mover_env_file(self) -> Path:
+        """The settings of its mover, with an account that no other process of it has."""
+        return self.directory / "mover.env"
+
+    @property
+    def mapping(self) -> Path:
+        """How the application keeps its tasks."""
+        return self.sources.parent / "inventories" / "lab" / "mapping.yml"
+
+    @property
     def vars_file(self) -> Path:
         """The same as ``scripts/lab env`` prints, as YAML for inventories."""
         return self.directory / "vars.yml"
@@ -98,6 +108,11 @@ class Layout:
     def sources(self) -> Path:
         """What the processes import from."""
         return Path(__file__).resolve().parents[1]
+
+    @property
+    def sluice(self) -> Path:
+        """Where the mover finds Sluice's package."""
+        return self.sources.parent / "module_utils"
 
     @property
     def first_port(self) -> int:

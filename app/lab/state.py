@@ -16,13 +16,14 @@ from lab.stores import free_port, write_private
 
 @dataclass(frozen=True)
 class Options:
-    """How the application is run. ``work_ms`` is the least time a task's work takes."""
+    """How the application is run. ``work_ms`` is the least time a task's work takes, ``mover``: with one."""
 
     legacy_kind: str = "guarded"
     legacy: int = 2
     rq: int = 2
     rq_simple: bool = False
     work_ms: int = 0
+    mover: bool = True
 
 
 @dataclass(frozen=True)

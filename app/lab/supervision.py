@@ -39,6 +39,10 @@ def write_config(layout: Layout, state: State, mariadb: PrivateMariaDB, redis: P
     environment = (
         f'PYTHONPATH="{_value(layout.sources)}",CAPTIONS_ENV_FILE="{_value(layout.env_file)}",PYTHONUNBUFFERED="1"'
     )
+    of_mover = (
+        f'PYTHONPATH="{_value(layout.sources)}:{_value(layout.sluice)}",'
+        f'CAPTIONS_ENV_FILE="{_value(layout.mover_env_file)}",PYTHONUNBUFFERED="1"'
+    )
     gunicorn = [
         str(python), "-m", "gunicorn", "--config", "python:captions.gunicorn_conf",
         "--bind", f"{LOOPBACK}:{state.web_port}",
@@ -86,6 +90,14 @@ def write_config(layout: Layout, state: State, mariadb: PrivateMariaDB, redis: P
             environment=environment,
             count=options.rq,
             process_name="rq_%(process_num)d",
+        ),
+        *_program(
+            layout,
+            "mover",
+            [str(python), "-m", "captions.mover"],
+            priority=30,
+            stop_seconds=30,
+            environment=of_mover,
         ),
     ]
     text = "\n".join(sections) + "\n"

@@ -201,7 +201,7 @@ class PlaybookLab(Looks):
 
     def up(self, **options: object) -> None:
         """Start it, with one worker of each kind unless ``options`` say otherwise."""
-        self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, **options})
+        self.lab.up({"legacy": 1, "rq": 1, "rq_simple": True, "mover": False, **options})
         for path in (self.seeded, self.layout.accepted_file):
             path.touch()
 

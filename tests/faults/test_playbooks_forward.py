@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from faults.playbook_lab import Outcome, PlaybookLab, lab_in
+from oracle.patience import until
 from oracle.prober import ProbeSummary, turned_away
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -136,3 +137,22 @@ def test_cleanup_archives_and_removes_what_is_ours(migrated: Migrated) -> None:
     assert moved == {row[0] for row in lab.sql("SELECT task_id FROM sluice_task WHERE mark = 'moved'")}
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
     lab.clean()
+
+
+def test_what_went_to_the_pollers_afterwards_moves_by_itself_and_comes_home_with_the_others(migrated: Migrated) -> None:
+    """The mover's small run is no operator's: a way back still takes back the migration."""
+    lab = migrated.lab
+    marked = lab.moved
+    with lab.traffic():
+        lab.sql("UPDATE captions_control SET rq_share = 0, polling = 1 WHERE id = 1")
+        until(lambda: lab.count("custody = 'db' AND status = 'queued'") >= 20, "tasks wait for pollers")
+        lab.sql("UPDATE captions_control SET rq_share = 100 WHERE id = 1")
+        lab.lab.supervisor.start_group("mover")
+        until(lambda: lab.count("custody = 'db' AND status IN ('queued', 'running')") == 0, "they are moved")
+    assert lab.moved >= marked + 20
+    lab.clean()
+    outcome = lab.run("planned-rollback", queue_run_reason="the test says so").done()
+    assert "fallback" not in outcome.output
+    assert lab.phase == "cleaned" and lab.route == (0, 1)
+    assert lab.running("legacy") == 1 and not lab.legacy_locked
+    assert lab.running("mover") == 1

@@ -83,7 +83,8 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     """One story: an operator at work, a second one, kill -9 of ansible-playbook, then of the module, then the end."""
     # Tags cannot leave a gate out either: this command is given with every way to skip some.
     command = ("--skip-tags", "always,gates,preflight,fence,verify")
-    slow = {"queue_transfer_rate": 30, "queue_transfer_batch": 15}
+    # The first one goes on while the second waits half a minute for its lease.
+    slow = {"queue_transfer_rate": 12, "queue_transfer_batch": 15}
     first = lab.start("migrate", *command, **slow)
     until(lambda: lab.phase == "opened" or first.process.poll() is not None, "an open run")
 

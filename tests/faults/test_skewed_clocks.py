@@ -196,6 +196,8 @@ def test_the_lease_goes_by_the_databases_clock_alone(skewed: Skewed, database: f
     until(takes_over, what="the end of the first lease", every=0.1)
     # How soon it is noticed depends on the machine; an hour more or less does not.
     assert time.monotonic() - frozen_at < HOUR / 20, "the lease lasts as long as it was taken for"
+    # As whoever takes over does first. Until then Redis lets the frozen one activate what it had released before.
+    RqQueues(scene.client, scene.mapping).discard(taken[0], ["of-nobody"])
     before = scene.fingerprint()
     mover.send_signal(signal.SIGCONT)
     ending = scene.ending(mover)

@@ -136,7 +136,7 @@ def test_a_file_beside_the_package_is_seen(tmp_path: Path) -> None:
     assert imports.beside_the_package(package.parent) == ["errors.py"]
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=tree.shown)
+@pytest.mark.parametrize("path", [p for p in PYTHON if tree.shown(p) != imports.GUEST], ids=tree.shown)
 def test_the_package_has_one_name(path: Path) -> None:
     assert imports.bare_package_imports(path.read_text()) == []
 
@@ -147,9 +147,19 @@ def test_a_second_name_is_seen(line: str) -> None:
     assert imports.bare_package_imports(f"def f():\n    {line}\n")
 
 
-@pytest.mark.parametrize("path", [p for p in PYTHON if tree.shown(p).startswith("app/")], ids=tree.shown)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in PYTHON if tree.shown(p).startswith("app/") and tree.shown(p) != imports.GUEST],
+    ids=tree.shown,
+)
 def test_the_application_knows_neither_ansible_nor_sluice(path: Path) -> None:
     assert imports.application_offences(path.read_text()) == []
+
+
+def test_the_guest_uses_the_package_and_not_ansible() -> None:
+    source = (tree.ROOT / imports.GUEST).read_text()
+    assert "ansible" not in {found.top for found in imports.imports_of(source)}
+    assert "sluice" in {found.top for found in imports.imports_of(source)}
 
 
 def test_an_application_that_knows_us_is_seen() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from captions import fallback
 from captions.database import make_engine
+from captions.lost_jobs import no_run
 from lab.__main__ import Lab
 from lab.images import BROKEN
 from lab.layout import Layout
@@ -297,7 +297,7 @@ def test_a_run_that_an_account_may_not_see_is_taken_for_open(running: Running, a
     password = running.state.db_passwords[account]
     engine = make_engine(f"mysql+pymysql://{account}:{password}@127.0.0.1:{running.state.db_port}/captions")
     with engine.connect() as connection:
-        assert fallback.no_run(connection) is not open_run
+        assert no_run(connection) is not open_run
     engine.dispose()
 
 

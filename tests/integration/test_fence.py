@@ -200,6 +200,18 @@ def test_an_open_transaction_cannot_commit(site: Site) -> None:
     assert [c.verdict for c in site.fence().prove()] == [Verdict.PASSED] * 3
 
 
+def test_a_transaction_is_seen_however_soon_after_another_look_it_began(site: Site) -> None:
+    """InnoDB answers from what it remembers of the last look, for a tenth of a second after it."""
+    worker = site.login(site.worker)
+    for number in range(4):
+        insert(worker, f"late {number}")
+        *_, transaction = site.fence().prove()
+        assert transaction.verdict is Verdict.FAILED
+        worker.rollback()
+        *_, transaction = site.fence().prove()
+        assert transaction.verdict is Verdict.PASSED
+
+
 def test_the_producers_go_on(site: Site) -> None:
     producer = site.login(site.producer)
     insert(producer, "accepted")

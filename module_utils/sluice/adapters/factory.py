@@ -79,6 +79,13 @@ class System:
         seconds = IMPATIENT_SECONDS if self.impatient else redis_connect.ANSWER_SECONDS
         return redis_connect.connect(self.settings.redis_url, read_only=self.settings.read_only, answer_seconds=seconds)
 
+    def close(self) -> None:
+        """Close what was opened; for callers that live on."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+        if "redis" in self.__dict__:
+            self.redis.close()
+
     @cached_property
     def source(self) -> SqlTable:
         """The table that gives tasks away."""

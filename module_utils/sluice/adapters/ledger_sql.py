@@ -402,6 +402,17 @@ class SqlLedger:
         )
         _append(connection, run_id, "phase", ended.value, gate.verdict.value, gate_detail(gate))
 
+    def close(self, lease: Lease, outcome: str) -> None:
+        """End a run that goes through no phases: one of the application's own (``services.fallback``)."""
+        with transaction(self.engine) as connection:
+            lock_lease(connection, lease)
+            connection.execute(
+                sa.update(run_table)
+                .where(run_table.c.id == lease.run_id)
+                .values(phase=Phase.CLEANED.value, open_system=None, closed_at=UTC_NOW)
+            )
+            _append(connection, lease.run_id, "note", "closed", "", {"outcome": outcome})
+
     def record(self, lease: Lease, kind: str, name: str, verdict: str, detail: Mapping[str, object]) -> None:
         """Append one event under the lease."""
         with transaction(self.engine) as connection:
@@ -472,6 +483,13 @@ class SqlLedger:
             sa.select(task_table.c.task_id, task_table.c.mark, task_table.c.reason)
             .where(task_table.c.system == self.system, task_table.c.mark == Mark.HELD.value)
             .order_by(task_table.c.task_id)
+        )
+        return list(self._stream(query))
+
+    def held_by(self, run_id: str) -> Sequence[Sighting]:
+        """The ids that a run held and nobody has decided since, with the reason."""
+        query = sa.select(task_table.c.task_id, task_table.c.mark, task_table.c.reason).where(
+            task_table.c.run_id == run_id, task_table.c.mark == Mark.HELD.value
         )
         return list(self._stream(query))
 

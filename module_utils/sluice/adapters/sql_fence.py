@@ -22,6 +22,9 @@ from .system_clock import SystemClock
 
 #: InnoDB answers from a copy of its transaction list that it renews when nobody asked for 0.1 s.
 POLL_SECONDS = 0.2
+#: InnoDB reads its transactions anew only when nobody has looked at them for a tenth of a second; before that it says
+#: what it said last (the cache of information_schema.innodb_trx; MariaDB and MySQL alike).
+TRANSACTIONS_REMEMBERED = 0.11
 
 _NO_SUCH_THREAD = 1094
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -96,11 +99,12 @@ def sessions(connection: Connection) -> list[Session]:
     ]
 
 
-def open_transactions(connection: Connection) -> list[OpenTransaction]:
-    """Every open InnoDB transaction of another connection.
+def open_transactions(connection: Connection, clock: Clock) -> list[OpenTransaction]:
+    """Every InnoDB transaction of another connection that is open now, not a moment ago: it waits for that.
 
     :raises sqlalchemy.exc.DBAPIError: without the privilege PROCESS
     """
+    clock.wait(TRANSACTIONS_REMEMBERED)
     return [
         OpenTransaction(int(row.id), row.user or "", _without_port(row.host or ""), str(row.started))
         for row in connection.execute(TRANSACTIONS)
@@ -334,7 +338,9 @@ class SqlFence:
                 self._require_sight(connection)
                 known = list(account_locks(connection))
                 left = [session for session in sessions(connection) if self._is_ours(session.user, session.host, known)]
-                working = [trx for trx in open_transactions(connection) if self._is_ours(trx.user, trx.host, known)]
+                working = [
+                    trx for trx in open_transactions(connection, self.clock) if self._is_ours(trx.user, trx.host, known)
+                ]
                 for session in left:
                     changed |= _kill(connection, session.id)
             quiet = quiet + 1 if not left and not working else 0
@@ -401,7 +407,9 @@ class SqlFence:
             with reading(self.engine) as connection:
                 self._require_sight(connection)
                 left = [str(s) for s in sessions(connection) if self._is_ours(s.user, s.host, known)]
-                working = [str(t) for t in open_transactions(connection) if self._is_ours(t.user, t.host, known)]
+                working = [
+                    str(t) for t in open_transactions(connection, self.clock) if self._is_ours(t.user, t.host, known)
+                ]
         except StoreError as error:
             return [
                 Check(name, Verdict.UNKNOWN, str(error), "grant the mover PROCESS.")

@@ -184,7 +184,7 @@ class SqlRouter:
                     where=place(self.engine),
                     next_step="GRANT PROCESS ON *.*.",
                 )
-            found = open_transactions(connection)
+            found = open_transactions(connection, self.clock)
             if not self.producers:
                 own = str(connection.scalar(sa.text("SELECT CURRENT_USER()"))).rpartition("@")[0]
                 return {entry for entry in found if entry.user != own}
