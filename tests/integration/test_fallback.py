@@ -104,6 +104,15 @@ def test_where_sluice_has_never_been_its_tables_are_made(runtime: Runtime) -> No
     assert look(runtime) == 1
 
 
+def test_where_nothing_waits_nothing_is_made(runtime: Runtime) -> None:
+    assert mover(runtime).look() == Looked(0, 1.0)
+    waiting_for_pollers(runtime, 1)
+    runtime.route(0)
+    assert mover(runtime).look() == Looked(0, 1.0)
+    assert runtime.sql("SHOW TABLES LIKE 'sluice%'") == []
+    assert of_sluice(runtime) == set()
+
+
 def _open_run(runtime: Runtime, ledger: SqlLedger) -> None:
     ledger.start_run(RUN)
 

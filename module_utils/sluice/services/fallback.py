@@ -120,11 +120,14 @@ class Fallback:
                 where="mapping, source.claimers",
                 next_step="leave these tasks to it, or move them with playbooks/migrate.yml, which fences it.",
             )
+        broken_off = self.own_runs.open_run()
+        if broken_off is None and not wanted():
+            return Fallen()
         self.ledger.install()
         if self.ledger.open_run() is not None:
             return Fallen()
         try:
-            run = self.own_runs.open_run() or self._begin()
+            run = broken_off or self._begin()
             lease = self.ledger.take_lease(run, f"{OWNER} {owner}", LEASE_SECONDS)
         except RunConflict:  # another mover, or a run that just begins: it is at work, and this one is not needed
             return Fallen()
