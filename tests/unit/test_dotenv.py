@@ -293,3 +293,29 @@ def test_a_backslash_before_a_quote_hides_no_line_that_follows(first: str) -> No
     text = f"{first}\nRQ_SHARE=0\n"
     assert dotenv.read(text)["RQ_SHARE"] == "0"
     assert dotenv.merge(text, {"RQ_SHARE": "50"}) == f"{first}\nRQ_SHARE=50\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("RQ_SHARE= # none\n", ""),
+        ("RQ_SHARE=#5\n", "#5"),
+        ("RQ_SHARE='a\\' b\n", "'a\\' b"),
+        ("RQ_SHARE='a' b\n", "'a' b"),
+        ('RQ_SHARE="a" b\n', '"a" b'),
+    ],
+)
+def test_what_a_line_of_others_says(text: str, value: str) -> None:
+    """A comment needs white space before it; a quote behind which more follows is none."""
+    assert dotenv.read(text) == {"RQ_SHARE": value}
+
+
+@pytest.mark.parametrize(("text", "ended"), [("A=1", "A=1\n"), ("A=1\r\nB=2", "A=1\r\nB=2\r\n"), ("", "")])
+def test_a_last_line_without_an_end_gets_one(text: str, ended: str) -> None:
+    end = "\r\n" if "\r\n" in text else "\n"
+    assert dotenv.merge(text, {"RQ_SHARE": "50"}) == f"{ended}RQ_SHARE=50{end}"
+
+
+@pytest.mark.parametrize(("value", "written"), [("50", "50"), ("x y", "'x y'"), ("it's", '"it\'s"')])
+def test_a_value_is_written_as_every_reader_takes_it(value: str, written: str) -> None:
+    assert dotenv.merge("", {"RQ_SHARE": value}) == f"RQ_SHARE={written}\n"
