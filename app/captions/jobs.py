@@ -29,6 +29,8 @@ from captions.work import end_badly, perform
 # RQ kills a horse that does not end by itself a minute after its time.
 _GRACE_SECONDS = 90
 _NAME_LENGTH = 80
+# In a job's meta: which worker's attempt lost the database, so that the row still says that it runs.
+_BROKEN_OFF = "broken_off"
 
 # A worker imports this module before it forks. Its horses run one after the other and count in its name.
 _WORKER_PID = os.getpid()
@@ -70,10 +72,15 @@ def run_caption(task_id: str) -> dict[str, str]:
     """Do the task's work, if its row is queued and in RQ's custody; else return without work.
 
     The attempt's outcome is in the row. An exception leaves this function only when the database could not be
-    reached or changed; RQ's own retry then runs the job again.
+    reached or changed; RQ's own retry then runs the job again. Where the row says by then that it runs, nobody does:
+    the sweeper ends that attempt.
     """
     settings, engine = _resources(os.getpid())
     job = get_current_job()
+    broken_off = job.meta.get(_BROKEN_OFF) if job is not None else None
+    if broken_off and tasks.end_lease(engine, task_id, broken_off):
+        log.warning("task %s: an attempt lost the database; the sweeper ends it", task_id)
+        return {"outcome": "broken off"}
     worker = (job.worker_name if job is not None else None) or f"{socket.gethostname()}-{os.getpid()}"
     longest = (job.timeout if job is not None else None) or max(TIMEOUT_SECONDS.values())
     claim = tasks.claim_for_rq(engine, task_id, worker[:_NAME_LENGTH], longest + _GRACE_SECONDS)
@@ -83,6 +90,17 @@ def run_caption(task_id: str) -> dict[str, str]:
     effects = EffectsFile(settings.effects_file, "rq", claim.worker)
     effects.started(task_id)
     metrics.started("rq", claim)
+    try:
+        return _attempt(settings, engine, claim, effects)
+    except SQLAlchemyError:
+        if job is not None:
+            job.meta[_BROKEN_OFF] = claim.worker
+            job.save_meta()
+        raise
+
+
+def _attempt(settings: Settings, engine: Engine, claim: tasks.Claim, effects: EffectsFile) -> dict[str, str]:
+    task_id = claim.task_id
     try:
         result = perform(settings, engine, claim)
     except Exception as error:  # noqa: BLE001  whatever the work raises ends this attempt, and the row keeps it

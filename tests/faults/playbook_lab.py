@@ -282,6 +282,23 @@ class PlaybookLab(Looks):
         wanted = backlog.Backlog(count, self.images, users_from, delayed_share=delayed_share, delay=delay)
         backlog.seed(self.settings["db_url"], wanted, self.seeded)
 
+    def submit(self, count: int) -> None:
+        """So many tasks by way of the application, each with its job where it goes to RQ."""
+        lines = self.layout.accepted_file.read_bytes().count(b"\n")
+        images = [word for name in self.images for word in ("--image", name)]
+        subprocess.run(
+            [
+                sys.executable, "-m", "oracle.load", "--url", self.settings["app_url"], "--count", str(count),
+                "--accepted", str(self.layout.accepted_file), *images,
+            ],
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+            check=True,
+            timeout=60,
+            capture_output=True,
+        )  # fmt: skip
+        assert self.layout.accepted_file.read_bytes().count(b"\n") == lines + count
+        until(lambda: self.count("custody = 'rq' AND enqueued_at IS NULL") == 0, "every row's job")
+
     @contextmanager
     def traffic(self, rate: float = 5.0, hz: float = 5.0) -> Iterator[None]:
         """Submissions, some of them cancelled, and a prober beside them, while the body runs."""

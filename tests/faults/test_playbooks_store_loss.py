@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from faults.playbook_lab import TESTS, Outcome, PlaybookLab, lab_in
+from faults.playbook_lab import Outcome, PlaybookLab, lab_in
 from faults.scene import only_full
 from oracle.patience import until
 
@@ -34,32 +33,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaybookLab]:
         stopped.join()
         outcome.refused("canaries finish")
         assert made.phase == "verified"
-        _submit(made, TASKS)
+        made.submit(TASKS)
         yield made
 
 
 def _stop_workers_at_the_fence(lab: PlaybookLab) -> None:
     until(lambda: lab.phase in ("fenced", "aborted"), "the fence")
     lab.lab.supervisor.stop_group("rqworkers")
-
-
-def _submit(lab: PlaybookLab, count: int) -> None:
-    """Tasks that are born in RQ."""
-    accepted = lab.layout.accepted_file
-    lines = accepted.read_bytes().count(b"\n")
-    images = [word for name in lab.images for word in ("--image", name)]
-    subprocess.run(
-        [
-            sys.executable, "-m", "oracle.load", "--url", lab.settings["app_url"], "--count", str(count),
-            "--accepted", str(accepted), *images,
-        ],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        check=True,
-        timeout=60,
-        capture_output=True,
-    )  # fmt: skip
-    assert accepted.read_bytes().count(b"\n") == lines + count
-    until(lambda: lab.count("custody = 'rq' AND enqueued_at IS NULL") == 0, "every row's job")
 
 
 def _unfinished(lab: PlaybookLab) -> set[str]:
@@ -107,7 +87,7 @@ def test_an_emptied_redis_is_named_and_recovered(lab: PlaybookLab) -> None:
 
 def test_a_redis_that_came_back_with_its_data_loses_nothing(lab: PlaybookLab) -> None:
     lab.lab.supervisor.stop_group("rqworkers")
-    _submit(lab, 20)
+    lab.submit(20)
     waiting = _unfinished(lab)
     lab.lab.supervisor.stop_group("redis")
     lab.lab.supervisor.start_group("redis")
@@ -123,7 +103,7 @@ def test_a_redis_that_came_back_with_its_data_loses_nothing(lab: PlaybookLab) ->
 @only_full  # as one that was emptied, above
 def test_a_redis_that_came_back_without_its_data_is_recovered(lab: PlaybookLab) -> None:
     lab.lab.supervisor.stop_group("rqworkers")
-    _submit(lab, 20)
+    lab.submit(20)
     lost = _unfinished(lab)
     lab.lab.supervisor.stop_group("redis")
     shutil.rmtree(lab.layout.redis / "appendonlydir")

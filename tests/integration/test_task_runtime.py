@@ -15,6 +15,7 @@ from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from captions import jobs, lost_jobs, task_types, tasks
 from captions.legacy import leased
@@ -312,6 +313,41 @@ def test_an_attempt_whose_worker_is_gone_ends_when_its_lease_lapses(runtime: Run
     assert (task["status"], task["error_category"], task["attempts"]) == ("queued", "resource", 1)
     assert task["error"] == "WorkerDied: its process did not live to the end of the attempt"
     assert not tasks.complete(runtime.engine, claim, "late", lambda: None)
+
+
+def test_an_attempt_that_lost_the_database_ends_with_rqs_own_retry(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when its lease would lapse: its process has said itself that it is at work no more."""
+    runtime.route(100)
+    task_id, queue = runtime.submit(), Queue("normal", connection=runtime.redis, serializer=JSONSerializer)
+    monkeypatch.setenv("CAPTIONS_ENV_FILE", str(runtime.env_file))
+    jobs._resources.cache_clear()
+
+    def work() -> None:
+        worker = SimpleWorker([queue], connection=runtime.redis, serializer=JSONSerializer)
+        worker.work(burst=True, logging_level="CRITICAL")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "complete", _lose_the_database)
+        work()
+    assert runtime.task(task_id)["status"] == "running"
+    runtime.sweeper.sweep()
+    assert runtime.task(task_id)["status"] == "running", "nobody has said that it is over"
+    registry = queue.scheduled_job_registry
+    assert registry.get_job_ids() == [task_id], "RQ tries again by itself"
+    registry.remove(task_id)
+    queue.push_job_id(task_id)
+    work()
+    assert runtime.task(task_id)["status"] == "running", "and does not work beside a row that runs"
+    runtime.sweeper.sweep()
+    task = runtime.task(task_id)
+    assert (task["status"], task["error_category"], task["attempts"]) == ("queued", "resource", 1)
+    jobs._resources(os.getpid())[1].dispose()
+
+
+def _lose_the_database(*_: object) -> bool:
+    raise OperationalError("UPDATE", {}, ConnectionError("server has gone away"))
 
 
 def test_a_lease_is_renewed_while_the_work_lasts(runtime: Runtime) -> None:
