@@ -91,7 +91,6 @@ class Site(Looks):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         return Run(process, log)
 

@@ -86,11 +86,12 @@ def browser(directory: Path) -> Iterator[Page]:
 
         until(lambda: bool(pages()), "the browser has a page")
         with connect(pages()[0], max_size=None, proxy=None) as connection:
-            yield Page(connection)
+            try:
+                yield Page(connection)
+            finally:
+                # On a signal it would leave a folder in that for temporary files.
+                connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
+                process.wait(30)
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
