@@ -63,6 +63,8 @@ def test_it_lets_them_end_their_tasks_and_places_again_what_was_lost(lab: Playbo
 
     assert "waiting for the lease" not in recovered.output, "the one that was refused had taken it"
     assert "2 placed again, 0 held" in recovered.output
+    look = recovered.output.partition("PLAY [2/6")[0]
+    assert "the stamp in Redis is there" in look and "changed: [" not in look
     lab.run("migrate").done()
     assert begun_after_the_recovery(lab) > 2, "the workers had nothing to do when they were fenced"
     assert lab.phase == "validated"
