@@ -46,6 +46,10 @@ def test_workers_stay_where_the_recovery_is_refused(lab: PlaybookLab) -> None:
     before = pids(lab)
     assert len(before) == 2
     lab.run("recover").refused("no reason is given")
+    told = {"queue_recover_reason": REASON}
+    task = "queue_workers : See to the processes*"
+    lab.run("recover", "--start-at-task", task, **told).refused("play 1 did not run")
+    lab.run("recover", "--limit", "workers", **told).refused("run the whole playbook, no --limit")
     assert pids(lab) == before
 
 
