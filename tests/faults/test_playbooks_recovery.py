@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from faults.playbook_lab import PlaybookLab, lab_in
+from faults.playbook_lab import CANARY_USERS, PlaybookLab, lab_in
 from oracle.patience import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,8 +38,9 @@ def at_work(lab: PlaybookLab) -> int:
 
 
 def begun_after_the_recovery(lab: PlaybookLab) -> int:
-    """How many tasks of the target waited while it was fenced."""
-    return lab.count("event.name = 'recovery' AND started_at > event.at", "caption_tasks JOIN sluice_event AS event")
+    """How many of the users' tasks waited while the target was fenced."""
+    later = f"event.name = 'recovery' AND started_at > event.at AND user_id < {CANARY_USERS[0]}"
+    return lab.count(later, "caption_tasks JOIN sluice_event AS event")
 
 
 def test_workers_stay_where_the_recovery_is_refused(lab: PlaybookLab) -> None:

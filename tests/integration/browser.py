@@ -89,7 +89,7 @@ def browser(directory: Path) -> Iterator[Page]:
             try:
                 yield Page(connection)
             finally:
-                # On a signal it would leave a folder in that for temporary files.
+                # Ended by a signal it would leave a folder of its own among the machine's temporary files.
                 connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
                 process.wait(30)
     finally:

@@ -20,7 +20,6 @@ from .sql_connect import place, reading, transaction
 from .sql_dialect import SESSIONS, TRANSACTIONS, dialect_of, is_locked, privileges_of_bits
 from .system_clock import SystemClock
 
-#: InnoDB answers from a copy of its transaction list that it renews when nobody asked for 0.1 s.
 POLL_SECONDS = 0.2
 #: InnoDB reads its transactions anew only when nobody has looked at them for a tenth of a second; before that it says
 #: what it said last (the cache of information_schema.innodb_trx; MariaDB and MySQL alike).
