@@ -142,14 +142,23 @@ def test_cleanup_archives_and_removes_what_is_ours(migrated: Migrated) -> None:
 def test_what_went_to_the_pollers_afterwards_moves_by_itself_and_comes_home_with_the_others(migrated: Migrated) -> None:
     """The mover's small run is no operator's: a way back still takes back the migration."""
     lab = migrated.lab
-    marked = lab.moved
+
+    def waiting() -> set[str]:
+        return {row[0] for row in lab.sql("SELECT id FROM caption_tasks WHERE custody = 'db' AND status = 'queued'")}
+
+    def moved() -> set[str]:
+        return {row[0] for row in lab.sql("SELECT task_id FROM sluice_task WHERE mark = 'moved'")}
+
     with lab.traffic():
         lab.sql("UPDATE captions_control SET rq_share = 0, polling = 1 WHERE id = 1")
-        until(lambda: lab.count("custody = 'db' AND status = 'queued'") >= 20, "tasks wait for pollers")
+        until(lambda: len(waiting()) >= 20, "tasks wait for pollers")
+        fallback = waiting()
         lab.sql("UPDATE captions_control SET rq_share = 100 WHERE id = 1")
         lab.lab.supervisor.start_group("mover")
-        until(lambda: lab.count("custody = 'db' AND status IN ('queued', 'running')") == 0, "they are moved")
-    assert lab.moved >= marked + 20
+        until(lambda: lab.count("custody <> 'rq' AND status IN ('queued', 'running')") == 0, "they are moved")
+    left = {row[0] for row in lab.sql("SELECT id FROM caption_tasks WHERE custody <> 'rq' AND status = 'cancelled'")}
+    assert fallback <= moved() | left, "neither moved nor cancelled by its user"
+    assert len(fallback & moved()) > 10
     lab.clean()
     outcome = lab.run("planned-rollback", queue_run_reason="the test says so").done()
     assert "fallback" not in outcome.output
