@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -18,6 +17,7 @@ from ansible.module_utils.sluice.adapters.ledger_sql import SqlLedger
 from ansible.module_utils.sluice.adapters.redis_fence import RedisFence
 from ansible.module_utils.sluice.adapters.sql_fence import SqlFence
 from ansible.module_utils.sluice.adapters.strangers import rq_strangers, sql_strangers
+from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import FenceOpen, GenerationMismatch, LeaseLost, StoreError
 from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.core.tasks import Lease
@@ -451,16 +451,24 @@ def test_an_unknown_session_in_our_database_is_a_stranger(site: Site) -> None:
 
 
 def test_a_short_visit_is_seen_over_several_samples(site: Site) -> None:
-    def visit() -> None:
-        time.sleep(0.4)
-        connection = site.login(site.producer)
-        time.sleep(0.5)
-        connection.close()
+    visits: list[pymysql.connections.Connection[pymysql.cursors.Cursor]] = []
 
-    thread = threading.Thread(target=visit)
-    thread.start()
-    [check] = sql_strangers(site.engine, ["root@localhost"], seconds=1.5, interval=0.1)
-    thread.join()
+    class BetweenSamples(SystemClock):
+        """Somebody comes after the second sample and leaves after the third."""
+
+        number = 0
+
+        def wait(self, seconds: float) -> None:
+            self.number += 1
+            if self.number == 2:
+                visits.append(site.login(site.producer))
+            elif self.number == 3:
+                visits[0].close()
+            super().wait(seconds)
+
+    clock = BetweenSamples()
+    [check] = sql_strangers(site.engine, ["root@localhost"], seconds=1.5, interval=0.1, clock=clock)
+    assert clock.number >= 3, "nobody left before the last sample"
     assert check.verdict is Verdict.FAILED
     assert site.producer in check.reading
 

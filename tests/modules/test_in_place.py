@@ -243,7 +243,10 @@ def test_a_signal_ends_the_program_alone(standby: Standby, number: signal.Signal
 
 
 def test_a_program_that_was_begun_is_not_begun_again(standby: Standby) -> None:
-    process = standby.ask("import os, time; print(os.getppid(), flush=True); time.sleep(1); print('over')")
+    process = standby.ask(
+        "import os, time\nparent = os.getppid()\nprint(parent, flush=True)\n"
+        "while os.getppid() == parent:\n    time.sleep(0.01)\nprint('over')"
+    )
     assert process.stdout is not None
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
     out, err = process.communicate(timeout=60)

@@ -211,7 +211,7 @@ def test_the_thread_ends_when_the_module_fails(
 def test_nothing_is_shown_when_nobody_is_left_to_see_it(plugin: ModuleType) -> None:
     shown: list[str] = []
     with plugin.Watch(lambda: "a line", shown.append, lambda: True) as watch:
-        watch._thread.join(2)
+        watch._thread.join(30)
         assert not watch._thread.is_alive()
     assert shown == []
 
@@ -222,14 +222,14 @@ def test_a_look_that_hangs_shows_nothing_later_and_does_not_hold_up_the_step(plu
 
     def newest() -> str:
         looking.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return "late"
 
     with plugin.Watch(newest, shown.append, lambda: False) as watch:
-        assert looking.wait(2)
+        assert looking.wait(30)
         begun = time.monotonic()
     assert time.monotonic() - begun < 1
     go_on.set()
-    watch._thread.join(2)
+    watch._thread.join(30)
     assert not watch._thread.is_alive()
     assert shown == []
