@@ -128,7 +128,7 @@ class Run:
         for pid in family:
             if any("ansible-playbook" in word for word in _command_line(pid)):
                 _signal(pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
         return [pid for pid in modules if alive(pid)]
 
 
@@ -293,7 +293,7 @@ class PlaybookLab(Looks):
             ],
             env={**os.environ, "PYTHONPATH": str(TESTS)},
             check=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             capture_output=True,
         )  # fmt: skip
         assert self.layout.accepted_file.read_bytes().count(b"\n") == lines + count
@@ -327,7 +327,7 @@ class PlaybookLab(Looks):
             for process in started:
                 process.terminate()
             for process, log in zip(started, logs, strict=True):
-                assert process.wait(30) == 0, log.read_text()
+                assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
 
     def verdict(self, allowed: Allowances | None = None) -> Verdict:
         """The independent judgement, when every task has ended or patience has."""

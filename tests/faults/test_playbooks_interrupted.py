@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults.playbook_lab import ROOT, Outcome, PlaybookLab, Run, alive, lab_in
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = 900
@@ -105,7 +105,7 @@ def test_a_second_operator_is_refused_and_kills_are_resumed(lab: PlaybookLab) ->
     until(lambda: bool(third.modules()) or third.process.poll() is not None, "a module at work")
     (module,) = third.modules()[-1:]
     os.kill(module, signal.SIGKILL)
-    broken = third.wait(60)
+    broken = third.wait(PATIENCE_SECONDS)
     broken.refused("passed its point of no return")
     assert lab.phase == "fenced"
     assert lab.moved < TASKS

@@ -14,7 +14,7 @@ import pytest
 
 from faults.playbook_lab import Outcome, PlaybookLab, lab_in
 from faults.scene import only_full
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = 60
@@ -128,7 +128,7 @@ def test_a_database_restored_from_our_backup_is_refused(lab: PlaybookLab) -> Non
         input=gzip.decompress(dump.read_bytes()),
         env={**os.environ, "MYSQL_PWD": lab.mariadb.root_password},
         check=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert lab.count("custody = 'db' AND status = 'queued'") == TASKS
     before = lab.fingerprint()

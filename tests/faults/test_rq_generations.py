@@ -24,7 +24,7 @@ from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, ids, poll_off, rows
 from faults.scene import Process, Scene
 from oracle.judge import Allowances
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(300)]
 TASKS = 12
@@ -123,7 +123,9 @@ queue.enqueue_at(datetime.now(UTC) + timedelta(hours=1), "operator.add", 1, 2, j
 
 
 def test_every_home_of_its_jobs_is_known(scene: Scene, worker_python: Path) -> None:
-    subprocess.run([worker_python, "-c", LEAVES], input=scene.redis_url, text=True, check=True, timeout=60)
+    subprocess.run(
+        [worker_python, "-c", LEAVES], input=scene.redis_url, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     found = census(scene)
     assert found == {
         "finished": {Home.FINISHED},

@@ -18,7 +18,7 @@ from faults.generations import RQ_GENERATIONS, environment
 from faults.rollback import Rollback, held, poll_off, rows
 from faults.scene import FULL, QUEUES, Process, Scene
 from oracle.judge import Allowances
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -135,7 +135,7 @@ def both(workers: Workers, queues: tuple[str, ...]) -> None:
     horse = workers.horse(worker)
     worker.kill()
     os.kill(horse, signal.SIGKILL)
-    worker.wait(10)
+    worker.wait(PATIENCE_SECONDS)
 
 
 def only_the_worker(workers: Workers, queues: tuple[str, ...]) -> None:
@@ -143,7 +143,7 @@ def only_the_worker(workers: Workers, queues: tuple[str, ...]) -> None:
     worker = workers.start(queues=queues)
     horse = workers.horse(worker)
     worker.kill()
-    worker.wait(10)
+    worker.wait(PATIENCE_SECONDS)
     assert horse in workers.alive(), "the horse survives its worker"
 
 
@@ -244,7 +244,7 @@ def test_a_scheduler_that_outlives_its_worker(workers: Workers) -> None:
     until(lambda: workers.running() == 1, what="a running task")
     assert len(workers.children(worker)) == 2, "a horse and a scheduler"
     worker.kill()
-    worker.wait(10)
+    worker.wait(PATIENCE_SECONDS)
     assert workers.fence() == 2
     back = Rollback(scene)
     back.bring_home()

@@ -91,7 +91,7 @@ def browser(directory: Path) -> Iterator[Page]:
             finally:
                 # Ended by a signal it would leave a folder of its own among the machine's temporary files.
                 connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
-                process.wait(30)
+                process.wait(PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()

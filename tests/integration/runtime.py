@@ -24,6 +24,7 @@ from captions.settings import Settings, load_settings
 from captions.sweeper import Sweeper
 from captions.web import create_app
 from lab.images import make_images
+from oracle.patience import PATIENCE_SECONDS
 
 APP = Path(__file__).resolve().parents[2] / "app"
 #: A run of Sluice's, as its ledger keeps it.
@@ -113,7 +114,7 @@ class Runtime:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

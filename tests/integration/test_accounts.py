@@ -22,6 +22,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from lab.stores import PrivateMariaDB, PrivateRedis
+from oracle.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.real
 RIGHTS = ("SELECT, UPDATE ON caption_tasks", "SELECT ON captions_control")
@@ -271,7 +272,13 @@ def test_rq_works_within_the_least_rights_and_not_beyond(client: redis.Redis, re
     # In a process of their own, since workers take over the signals of theirs.
     settings = {**os.environ, "PORT": str(redis_server.port)}
     for name in ("high", "later"):
-        subprocess.run([sys.executable, "-c", WORKER, name], env=settings, check=True, timeout=30, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", WORKER, name],
+            env=settings,
+            check=True,
+            timeout=PATIENCE_SECONDS,
+            capture_output=True,
+        )
     assert Job.fetch("a", web, JSONSerializer).return_value() == 1
     assert Job.fetch("late", web, JSONSerializer).return_value() == 2
     assert Job.fetch("bad", web, JSONSerializer).is_failed

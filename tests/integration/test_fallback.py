@@ -20,7 +20,7 @@ from sqlalchemy import text
 from captions.database import make_engine
 from captions.mover import Looked, Mover
 from integration.runtime import APP, RUN, Runtime
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.real
 
@@ -65,6 +65,12 @@ def once_each(tasks: list[str]) -> dict[tuple[str, str], int]:
     return {(task, what): 1 for task in tasks for what in ("start", "end")}
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 20: 45 tasks are three of them, as 450 are of those that the mover makes."""
+    monkeypatch.setattr(of_package("services.fallback"), "BATCH", 20)
+
+
 def of_sluice(runtime: Runtime) -> set[str]:
     return {key.decode() for key in runtime.redis.keys("sluice:*")}
 
@@ -87,15 +93,15 @@ def test_they_move_in_their_order_and_run_once(runtime: Runtime, ledger: SqlLedg
 def test_an_operators_last_run_stays_the_last_and_nothing_of_the_small_one_is_left_open(
     runtime: Runtime, ledger: SqlLedger
 ) -> None:
-    waiting_for_pollers(runtime, 450)
-    assert look(runtime) == 450
+    waiting_for_pollers(runtime, 45)
+    assert look(runtime) == 45
     assert ledger.last_run() is None and ledger.open_run() is None
     state = ledger.lease_state()
     assert state is not None and state.remaining == 0 and state.owner.startswith("fallback mover ")
     ((run, phase, open_system),) = runtime.sql("SELECT id, phase, open_system FROM sluice_run")
     assert run.startswith("captions-fallback-") and (phase, open_system) == ("cleaned", None)
-    assert runtime.sql("SELECT detail FROM sluice_event")[0].detail == '{"outcome": "450 moved, 0 refused"}'
-    assert Counter(mark.place for mark in ledger.marks()) == {"moved": 450}
+    assert runtime.sql("SELECT detail FROM sluice_event")[0].detail == '{"outcome": "45 moved, 0 refused"}'
+    assert Counter(mark.place for mark in ledger.marks()) == {"moved": 45}
     assert of_sluice(runtime) == set()
 
 
@@ -245,7 +251,7 @@ def test_pollers_that_go_on_meanwhile_and_rq_share_the_tasks(runtime: Runtime, l
     polling.start()
     until(lambda: bool(runtime.sql("SELECT 1 FROM caption_tasks WHERE status <> 'queued'")), "the poller has begun")
     moved = look(runtime)
-    polling.join(timeout=60)
+    polling.join(timeout=PATIENCE_SECONDS)
     assert moved > 0
     assert polled == [120 - moved]
     runtime.work()
@@ -255,10 +261,10 @@ def test_pollers_that_go_on_meanwhile_and_rq_share_the_tasks(runtime: Runtime, l
 def test_an_emergency_that_begins_meanwhile_ends_it_between_two_batches(
     runtime: Runtime, ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting_for_pollers(runtime, 450)
+    waiting_for_pollers(runtime, 45)
     hooked(monkeypatch, "rq.RqQueues.activate", lambda: _emergency(runtime, ledger))
-    assert look(runtime) == 200
-    assert owners(runtime) == {"rq": 200, "db": 250}
+    assert look(runtime) == 20
+    assert owners(runtime) == {"rq": 20, "db": 25}
 
 
 # --- broken off ------------------------------------------------------------------------------------------------------
@@ -356,7 +362,7 @@ def test_while_redis_is_away_they_stay_with_the_pollers(
 def test_redis_that_goes_away_in_the_middle_leaves_them_what_was_claimed(
     runtime: Runtime, ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    submitted = waiting_for_pollers(runtime, 450)
+    submitted = waiting_for_pollers(runtime, 45)
 
     def go_away() -> None:
         raise of_package("core.errors").StoreError("Connection refused", where="Redis")
@@ -365,8 +371,8 @@ def test_redis_that_goes_away_in_the_middle_leaves_them_what_was_claimed(
     with_us = mover(runtime)
     assert with_us.look() == Looked(0, LATER)
     # One batch may have changed hands; the others are where somebody can work on them.
-    assert owners(runtime) == ({"db": 450} if method == "stage" else {"rq": 200, "db": 250})
-    assert with_us.look().moved == (450 if method == "stage" else 250)
+    assert owners(runtime) == ({"db": 45} if method == "stage" else {"rq": 20, "db": 25})
+    assert with_us.look().moved == (45 if method == "stage" else 25)
     runtime.work()
     assert effects(runtime) == once_each(submitted)
 

@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lab.stores import PrivateMariaDB, PrivateRedis
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.real
 
@@ -183,7 +183,7 @@ def test_a_worker_in_full_swing_is_shut_out_and_let_in_again(site: Site) -> None
     until(lambda: claimer.commits > before)
     assert prove_side([site.fence()], "legacy").verdict is Verdict.FAILED
     claimer.stop.set()
-    claimer.join(10)
+    claimer.join(PATIENCE_SECONDS)
     assert not claimer.is_alive()
 
 
@@ -388,7 +388,7 @@ def test_a_redis_user_is_shut_out_also_after_a_restart(workers: redis.Redis, red
     gate = close_side([fence], redis_lease(), "rq")
 
     assert gate.open, gate.explain()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert waiting, "the blocked worker kept its connection"
     with pytest.raises(redis.AuthenticationError):
         worker_client(redis_server).ping()

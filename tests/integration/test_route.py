@@ -25,6 +25,7 @@ from ansible.module_utils.sluice.ports.surroundings import IntakeState, RouteSta
 from ansible.module_utils.sluice.services.route import change_polling, change_share, prove_share
 
 from lab.stores import PrivateMariaDB
+from oracle.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.real
 
@@ -132,12 +133,12 @@ def test_the_barrier_waits_for_a_producer_that_holds_the_lock(site: Site) -> Non
     change.join(3)  # longer than one attempt
     assert change.is_alive()
     assert row(site)[0] == 0
+    committing_at = time.monotonic()
     producer.commit()
-    committed_at = time.monotonic()
-    change.join(10)
+    change.join(PATIENCE_SECONDS)
     assert change.failed is None
     assert change.done_at is not None
-    assert change.done_at > committed_at
+    assert change.done_at > committing_at
     with site.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT custody FROM caption_tasks WHERE id = 'slow'")) == "db"
     assert submit_after(site) == 100
@@ -153,7 +154,7 @@ def test_the_barrier_is_gone_through_again_by_the_same_command(site: Site) -> No
     change.join(1)
     assert change.is_alive()
     producer.commit()
-    change.join(10)
+    change.join(PATIENCE_SECONDS)
     assert change.done_at is not None
     producer.close()
 
@@ -193,12 +194,12 @@ def test_the_timeout_barrier_waits_for_the_old_transaction(site: Site) -> None:
     other = site.login()  # a transaction of the new route holds nobody up
     with other.cursor() as cursor:
         cursor.execute("SELECT * FROM caption_tasks FOR UPDATE SKIP LOCKED")
+    committing_at = time.monotonic()
     producer.commit()
-    committed_at = time.monotonic()
-    change.join(10)
+    change.join(PATIENCE_SECONDS)
     assert change.failed is None
     assert change.done_at is not None
-    assert change.done_at > committed_at
+    assert change.done_at > committing_at
     producer.close()
     other.close()
 

@@ -17,7 +17,7 @@ from ansible.module_utils.sluice.adapters.system_clock import SystemClock
 from ansible.module_utils.sluice.core.errors import StoreError
 from ansible.module_utils.sluice.services.drain import drain
 
-from oracle.patience import listens, until
+from oracle.patience import PATIENCE_SECONDS, listens, until
 
 WAIT = "open(sys.argv[1], 'w')\ntime.sleep(120)"
 POLITE = f"import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n{WAIT}"
@@ -85,7 +85,7 @@ def workers(directory: Path) -> Iterator[SupervisordWorkers]:
         for group in ("legacy", "impatient"):
             SupervisordWorkers(str(directory / "s.sock"), "app1").kill(group)
         process.terminate()
-    process.wait(120)
+    process.wait(PATIENCE_SECONDS)
 
 
 def test_a_drain_tells_those_who_ended_from_those_it_killed(workers: SupervisordWorkers, directory: Path) -> None:

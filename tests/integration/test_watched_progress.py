@@ -57,7 +57,7 @@ def service(runtime: Runtime, tmp_path: Path) -> Iterator[Service]:
         (port,) = re.findall(r"told at port (\d+)", log.read_text())
         yield Service(int(port), process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     finally:
         if process.poll() is None:
             process.kill()

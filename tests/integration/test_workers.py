@@ -19,7 +19,7 @@ import pytest
 from captions.workers import Slot, WorkerSet, longest_job_seconds, resident_mb, slots
 from integration.runtime import APP, Runtime
 from lab.stores import free_port
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.real
 SET = {"RQ_WORKERS": "urgent+high:1 low:1"}
@@ -37,7 +37,7 @@ def running(runtime: Runtime, *command: str) -> Iterator[subprocess.Popen[bytes]
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_SECONDS)
 
 
 def alive(runtime: Runtime) -> dict[str, dict[str, Any]]:
@@ -74,12 +74,12 @@ def test_a_set_is_kept_scaled_and_restarted(runtime: Runtime) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert (second.returncode, "another set of workers" in second.stderr) == (1, True)
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert alive(runtime) == {}
 
 
@@ -93,7 +93,7 @@ def test_workers_begin_and_end_with_gunicorn_and_finish_what_they_do(runtime: Ru
         task_id = runtime.submit(priority="high")
         until(lambda: runtime.task(task_id)["status"] == "running", "a running task")
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert alive(runtime) == {}
     assert runtime.task(task_id)["status"] == "completed"
 
@@ -168,7 +168,7 @@ def test_a_worker_that_is_told_to_end_while_it_cleans_registries_ends(runtime: R
         assert b"cleaning\n" in lines
         worker.terminate()
         try:
-            worker.communicate(timeout=120)
+            worker.communicate(timeout=PATIENCE_SECONDS)
         finally:
             worker.kill()
         assert worker.returncode == 0
@@ -221,7 +221,7 @@ class TestAnySet:
         assert 0 < resident_mb(first.pid) < 100
         workers.memory_mb = 0.001
         workers.step(wanted)
-        assert first.wait(10) == -signal.SIGTERM
+        assert first.wait(PATIENCE_SECONDS) == -signal.SIGTERM
         workers.memory_mb = 500
         until(lambda: workers.step(wanted) or bool(workers.processes), "another")
         assert [process.pid for process in workers.processes.values()] != [first.pid]

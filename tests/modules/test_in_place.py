@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 PLUGIN = ROOT / "plugins" / "action" / "queue_transfer.py"
 
@@ -55,7 +55,7 @@ def play(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -171,7 +171,7 @@ class Standby:
     def says(self, program: str, **environment: str) -> tuple[int, str, str]:
         """How the program ended and what it wrote."""
         process = self.ask(program, **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode, out, err
 
     def servers(self) -> list[int]:
@@ -228,7 +228,7 @@ def test_programs_run_side_by_side_and_a_failure_is_the_programs_own(standby: St
     assert err.endswith("ValueError: mine\n")
     assert waits.poll() is None
     os.kill(pid, signal.SIGKILL)
-    waits.communicate(timeout=60)
+    waits.communicate(timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -237,7 +237,7 @@ def test_a_signal_ends_the_program_alone(standby: Standby, number: signal.Signal
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     os.kill(pid, number)
-    assert process.wait(30) == expected
+    assert process.wait(PATIENCE_SECONDS) == expected
     process.communicate()
     assert json.loads(standby.says(ASKED)[1])["drivers"] is True
 
@@ -249,7 +249,7 @@ def test_a_program_that_was_begun_is_not_begun_again(standby: Standby) -> None:
     )
     assert process.stdout is not None
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert err == "what waited for this module is gone; whether the module goes on is not known\n"
     assert out == "over\n", "it went on, once"

@@ -14,6 +14,7 @@ import pytest
 
 from captions.stopping import StopRequest
 from conftest import ROOT
+from oracle.patience import PATIENCE_SECONDS
 
 #: Signals at random moments around the beginning of a wait: one that is heard only by the interpreter's next step is
 #: heard after ten minutes in every fortieth cycle, and a request that takes a lock hangs within a few hundred.
@@ -35,7 +36,7 @@ def test_a_signal_at_any_moment_of_a_wait_is_heard() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CYCLES],
         env={**os.environ, "PYTHONPATH": str(ROOT / "app")},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
     assert done.stdout == "heard 3000\n", done.stderr
 
@@ -52,7 +53,7 @@ def test_a_wait_ends_with_the_signal(number: signal.Signals) -> None:
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (0, "True True True\n")
 
 
@@ -64,7 +65,7 @@ def test_every_thread_that_waits_is_told() -> None:
         thread.start()
     stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_SECONDS)
     assert told == [True] * 4
 
 
@@ -91,6 +92,6 @@ def test_another_signal_neither_ends_a_wait_nor_makes_it_spin() -> None:
     done = subprocess.run(
         [sys.executable, "-c", source],
         env={**os.environ, "PYTHONPATH": str(ROOT / "app")},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
     assert done.stdout == "False True True\n", done.stderr

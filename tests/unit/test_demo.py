@@ -13,6 +13,7 @@ import pytest
 from demo.__main__ import one_at_a_time
 from demo.processes import Children, descendants, kill_family
 from demo.story import Unfinished, beside
+from oracle.patience import PATIENCE_SECONDS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo"
 # A program whose child is in a session of its own, as Ansible's are; both do nothing for longer than any test.
@@ -42,7 +43,7 @@ def test_help_needs_no_set_up() -> None:
 def test_a_kill_reaches_children_in_sessions_of_their_own(tmp_path: Path) -> None:
     process, child = _family(Children(tmp_path, os.environ))
     assert kill_family(process.pid) == 2
-    assert process.wait(10) == -9
+    assert process.wait(PATIENCE_SECONDS) == -9
     assert not _running(child)
 
 

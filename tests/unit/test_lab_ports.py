@@ -11,6 +11,7 @@ import pytest
 
 from conftest import ROOT
 from lab.stores import LOOPBACK, StoreError, free_port
+from oracle.patience import PATIENCE_SECONDS
 
 
 def test_no_port_is_given_twice_before_its_server_listens() -> None:
@@ -18,7 +19,12 @@ def test_no_port_is_given_twice_before_its_server_listens() -> None:
     assert len(set(ports)) == 3
     source = "from lab.stores import free_port; print(free_port(20_990))"
     other = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT / "app", capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", source],
+        cwd=ROOT / "app",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert int(other.stdout) not in ports
 

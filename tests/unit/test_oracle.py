@@ -23,7 +23,7 @@ from oracle.effects import Effects, read_effects
 from oracle.journal import Damage, Journal, read_records
 from oracle.judge import MEANINGS, Allowances, Verdict, judge, main
 from oracle.load import Generator, Load
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 from oracle.picture import image_names
 from oracle.prober import Prober, turned_away
 from oracle.prober import main as probe
@@ -560,7 +560,7 @@ def test_the_prober_logs_what_its_summary_reads(tmp_path: Path) -> None:
         while len(server.submissions) < seen + 10 and not deadline.wait(0.01):
             pass
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
     summary = turned_away(log)
     assert summary.probes == len(server.submissions)
@@ -641,7 +641,7 @@ def test_workers_are_killed_when_no_end_waits_for_its_commit(tmp_path: Path) -> 
         return asked[-1]
 
     assert crash([worker.pid for worker in workers], effects, running) == 2
-    assert [worker.wait(30) for worker in workers] == [-signal.SIGKILL] * 2
+    assert [worker.wait(PATIENCE_SECONDS) for worker in workers] == [-signal.SIGKILL] * 2
     assert asked[-1] == 0
     ended = [json.loads(line)["task"] for line in effects.read_text().splitlines()]
     assert set(ended) == set(commits.read_text().split())

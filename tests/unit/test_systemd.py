@@ -13,6 +13,8 @@ from ansible.module_utils.sluice.adapters.processes import Processes
 from ansible.module_utils.sluice.adapters.systemd import SystemdWorkers
 from ansible.module_utils.sluice.core.errors import StoreError
 
+from oracle.patience import PATIENCE_SECONDS
+
 ONE, TWO = "worker@1.service", "worker@2.service"
 
 
@@ -317,6 +319,6 @@ def test_only_those_who_know_how_to_end_are_asked(tree: Tree, source: str, ends:
     tree.put(f"system.slice/{ONE}", process.pid)
     assert supervised(systemctl, tree).ask_leftovers("legacy") is ends
     if ends:
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     else:
         assert process.poll() is None

@@ -16,7 +16,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 
 from conftest import ROOT
-from oracle.patience import until
+from oracle.patience import PATIENCE_SECONDS, until
 
 AT_WORK = re.compile(r"  still at work after \d+ s")
 PLUGIN = ROOT / "plugins" / "action" / "queue_transfer.py"
@@ -211,7 +211,7 @@ def test_the_thread_ends_when_the_module_fails(
 def test_nothing_is_shown_when_nobody_is_left_to_see_it(plugin: ModuleType) -> None:
     shown: list[str] = []
     with plugin.Watch(lambda: "a line", shown.append, lambda: True) as watch:
-        watch._thread.join(30)
+        watch._thread.join(PATIENCE_SECONDS)
         assert not watch._thread.is_alive()
     assert shown == []
 
@@ -226,10 +226,10 @@ def test_a_look_that_hangs_shows_nothing_later_and_does_not_hold_up_the_step(plu
         return "late"
 
     with plugin.Watch(newest, shown.append, lambda: False) as watch:
-        assert looking.wait(30)
+        assert looking.wait(PATIENCE_SECONDS)
         begun = time.monotonic()
     assert time.monotonic() - begun < 1
     go_on.set()
-    watch._thread.join(30)
+    watch._thread.join(PATIENCE_SECONDS)
     assert not watch._thread.is_alive()
     assert shown == []
