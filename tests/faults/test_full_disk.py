@@ -190,7 +190,9 @@ def test_the_disk_of_the_binary_log_fills_up(tmp_path: Path, redis_url: str, mon
         order = scene.claim_order()
         disk.fill(leave=100_000)
 
-        monkeypatch.setattr(sql_connect, "COMMIT_SECONDS", 2.0)
+        # A lock is waited for twice, and in vain, while a COMMIT hangs; of both the COMMIT is told.
+        monkeypatch.setattr(sql_connect, "LOCK_WAIT_SECONDS", 1)
+        monkeypatch.setattr(sql_connect, "COMMIT_SECONDS", 5.0)
         run = scene.ledger.open_run()
         assert run is not None
         ends = attach(scene.database_url, scene.redis_url, scene.mapping, run, "in this process")
@@ -204,7 +206,7 @@ def test_the_disk_of_the_binary_log_fills_up(tmp_path: Path, redis_url: str, mon
             custody_in_row=True,
             pace=Pace(batch=100, largest=100, lease_seconds=1.5),
         )
-        with pytest.raises(StoreError, match=r"database captions at .*COMMIT had no answer within 2 s.*Next: look for"):
+        with pytest.raises(StoreError, match=r"database captions at .*COMMIT had no answer within 5 s.*Next: look for"):
             transfer.slice(ends.lease, 30)
         with server.connect_as_root() as root:
             cursor = root.cursor()

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REASON = "the test lost jobs"
 #: The workers are in the middle of tasks nearly all the time.
 WORK_MS = 800
-TASKS = 30
+TASKS = 60
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import pytest
 from ansible.module_utils.sluice.adapters.memory import MemoryClock, MemoryLedger, MemorySource, MemoryTarget, Row
-from ansible.module_utils.sluice.core.errors import FenceOpen, GenerationMismatch, LeaseLost, RunConflict, StagesGone
+from ansible.module_utils.sluice.core.errors import (
+    FenceOpen,
+    GenerationMismatch,
+    LeaseLost,
+    RunConflict,
+    StagesGone,
+    StoreError,
+)
 from ansible.module_utils.sluice.core.phases import Phase
 from ansible.module_utils.sluice.core.tasks import Claim, Home, Lease, Refused, Released, Staged, Task
 from ansible.module_utils.sluice.core.verdicts import Check, Gate, Verdict
@@ -679,6 +690,58 @@ def test_abort_of_a_run_that_staged_nothing_deletes_nothing(world: World, monkey
     world.add(2)
     monkeypatch.setattr(world.target, "discard", crash)
     assert abort(world.source, world.target, world.lease) == (0, 0)
+
+
+@pytest.mark.parametrize("hanging", ["claim", "release"])
+def test_of_two_failures_the_one_that_the_other_waited_for_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    """What hangs in its COMMIT keeps the other waiting for its locks: that wait is over sooner, and not the cause."""
+    world.add(30)
+    claim, numbers = world.source.claim, itertools.count(1)
+    begun, waited, exception = threading.Event(), threading.Event(), Future.exception
+
+    def hangs() -> NoReturn:
+        begun.set()
+        assert waited.wait(60)
+        raise StoreError("a COMMIT had no answer")
+
+    def waits() -> NoReturn:
+        assert begun.wait(60)
+        raise StoreError("Lock wait timeout exceeded")
+
+    def asked(future: Future[object], timeout: float | None = None) -> BaseException | None:
+        waited.set()  # this failure was seen, and the other's end is waited for
+        return exception(future, timeout)
+
+    def claims(lease: Lease, limit: int) -> Claim:
+        # The first batch's release is looked at when the third is being claimed.
+        if next(numbers) < (3 if hanging == "claim" else 2):
+            return claim(lease, limit)
+        return hangs() if hanging == "claim" else waits()
+
+    monkeypatch.setattr(Future, "exception", asked)
+    monkeypatch.setattr(world.source, "claim", claims)
+    monkeypatch.setattr(world.source, "release", lambda *_: waits() if hanging == "claim" else hangs())
+    with pytest.raises(StoreError, match="a COMMIT had no answer"):
+        world.run()
+
+
+def test_a_claim_that_fails_alone_is_told_and_the_release_beside_it_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(30)
+    claim, claims = world.source.claim, itertools.count(1)
+
+    def fails_at_last(lease: Lease, limit: int) -> Claim:
+        if next(claims) == 3:
+            raise StoreError("the connection was lost")
+        return claim(lease, limit)
+
+    monkeypatch.setattr(world.source, "claim", fails_at_last)
+    with pytest.raises(StoreError, match="the connection was lost"):
+        world.run()
+    assert Counter(world.places().values()) == {"moved": 20, "ready": 10}
 
 
 def test_a_batch_of_which_nothing_can_go_is_held_and_counts_as_one(world: World) -> None:

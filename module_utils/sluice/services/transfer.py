@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ..core.errors import FenceOpen, RunConflict, StagesGone
+from ..core.errors import FenceOpen, RunConflict, SluiceError, StagesGone
 from ..core.tasks import Claim, Lease, Refused, Staged, Task
 from ..core.verdicts import Gate
 from ..ports.ledger import Ledger
@@ -98,28 +98,35 @@ class Transfer:
         with ThreadPoolExecutor(1, "claim") as claiming, ThreadPoolExecutor(1, "release") as releasing:
             claim: Future[Claim] | None = claiming.submit(self._claim, lease)
             release: Future[Moved] | None = None
-            while claim is not None:
-                found = claim.result()
-                now = self.clock.monotonic()
-                if now - renewed > self.pace.lease_seconds / 4:
-                    self.ledger.renew(lease, self.pace.lease_seconds)
-                    renewed = now
-                empty = not found.tasks and not found.refused
-                stopped = not empty and self.ledger.stop_requested()
-                over = now - begun >= seconds
-                claim = None if empty or over or stopped else claiming.submit(self._claim, lease)
-                if not empty:
-                    batch, held = self._stage(lease, found, number)
-                    number += 1
-                    result = replace(result, held=result.held + held)
-                    if release is not None:
-                        result = self._add(result, release.result())
-                        if on_batch:
-                            on_batch(result)
-                    release = releasing.submit(self._release, lease, batch)
-                result = replace(result, done=empty, stopped=stopped, seconds=self.clock.monotonic() - begun)
-                if claim is not None:
-                    self._keep_rate(lease, result, begun, seconds)
+            try:
+                while claim is not None:
+                    found = claim.result()
+                    now = self.clock.monotonic()
+                    if now - renewed > self.pace.lease_seconds / 4:
+                        self.ledger.renew(lease, self.pace.lease_seconds)
+                        renewed = now
+                    empty = not found.tasks and not found.refused
+                    stopped = not empty and self.ledger.stop_requested()
+                    over = now - begun >= seconds
+                    claim = None if empty or over or stopped else claiming.submit(self._claim, lease)
+                    if not empty:
+                        batch, held = self._stage(lease, found, number)
+                        number += 1
+                        result = replace(result, held=result.held + held)
+                        if release is not None:
+                            result = self._add(result, release.result())
+                            if on_batch:
+                                on_batch(result)
+                        release = releasing.submit(self._release, lease, batch)
+                    result = replace(result, done=empty, stopped=stopped, seconds=self.clock.monotonic() - begun)
+                    if claim is not None:
+                        self._keep_rate(lease, result, begun, seconds)
+            except SluiceError:
+                # Whoever waits in vain for a lock fails before the COMMIT that hangs with it: the later is the cause.
+                for other in (release, claim):
+                    if other is not None and not other.done() and (later := other.exception()) is not None:
+                        raise later from None
+                raise
             if release is not None:
                 result = self._add(result, release.result())
         return replace(result, seconds=self.clock.monotonic() - begun)
