@@ -97,6 +97,10 @@ class SourceRig:
         """The same store as another process sees it, with the lease taken anew: ours is old now."""
         raise NotImplementedError
 
+    def unguarded(self) -> SourceEnd:
+        """The same store where its claimers mark nothing while they work."""
+        raise NotImplementedError
+
     def claimed(self, limit: int = 100) -> list[str]:
         """Claim, and name the ids."""
         return [task.id for task in self.end.claim(self.lease, limit).tasks]
@@ -134,6 +138,9 @@ class MemorySourceRig(SourceRig):
 
     def add(self, task_id: str, queue: str = "normal", created: float = 0.0, delay: float = 0.0) -> None:
         self.source.rows[task_id] = Row(task_id, queue, BASE + created, self.clock.now() + delay)
+
+    def unguarded(self) -> SourceEnd:
+        return self.source
 
     def touch(self, task_id: str, word: str) -> None:
         row = self.source.rows[task_id]
@@ -188,6 +195,10 @@ class SqlSourceRig(SourceRig):
 
     def touch(self, task_id: str, word: str) -> None:
         self.execute(f"UPDATE {self.table} SET {self.words[word]} WHERE id = :id", id=task_id)
+
+    def unguarded(self) -> SourceEnd:
+        claimers = tuple(replace(claimer, guarded=False) for claimer in self.mapping.source.claimers)
+        return SqlTable(self.engine, replace(self.mapping, source=replace(self.mapping.source, claimers=claimers)))
 
     def another(self) -> SourceRig:
         other = type(self)(self.url, self.mapping, first=False)

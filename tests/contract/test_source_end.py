@@ -16,6 +16,9 @@ from sqlalchemy.exc import DBAPIError
 
 from .rigs import BASE, CompanionRig, HomewardRig, SourceRig, plain_mapping
 
+#: Seconds from now at which what was never delayed was due.
+LONG_PAST = -1e9
+
 Source = SourceRig
 
 
@@ -296,7 +299,7 @@ def test_a_held_task_is_given_to_nobody_until_it_is_decided(source: Source) -> N
     ]
     later = source.another()
     assert later.claimed() == []
-    assert later.end.head(5) == []
+    assert list(later.unguarded().in_hand(5)) == []
     assert later.end.give_back(later.lease, ["1", "7"]) == 1
     assert later.claimed() == ["1"]
     assert [seen.id for seen in later.ledger.held()] == ["2"]
@@ -420,14 +423,25 @@ def test_counts_by_queue_and_place(source: Source) -> None:
     assert source.end.counts() == {"urgent": {"moved": 1, "ready": 2}, "low": {"delayed": 1}}
 
 
-def test_the_head_is_what_a_claimer_would_take_next(source: Source) -> None:
-    source.add("1", "low")
-    source.add("2", "high")
-    source.add("3", "urgent", delay=3600)
-    assert source.end.head(5) == ["2", "1"]
-    assert source.end.head(1) == ["2"]
-    assert source.claimed(1) == ["2"]
-    assert source.end.head(5) == ["1"]
+def test_what_claimers_that_mark_nothing_may_have_in_hand(source: SourceRig) -> None:
+    """The first of each kind that is older than what now stands before it, and the first row of each process."""
+    source.add("3", "high", created=30, delay=LONG_PAST)
+    source.add("5", "high", created=50, delay=LONG_PAST)
+    source.add("1", "low", created=10, delay=LONG_PAST)
+    source.add("6", "low", created=60, delay=LONG_PAST)
+    source.add("7", "urgent", created=0, delay=3600)
+    assert list(source.unguarded().in_hand(1)) == ["3", "1"]
+    assert list(source.unguarded().in_hand(2)) == ["3", "5", "1"]
+    source.add("9", "urgent", created=90, delay=LONG_PAST)
+    assert list(source.unguarded().in_hand(1)) == ["9", "3", "1"]
+    source.end.hold(source.lease, ["9", "3"], "uncertain effect")
+    assert list(source.unguarded().in_hand(1)) == ["5", "1"]
+
+
+def test_what_became_due_later_stood_behind(source: SourceRig) -> None:
+    source.add("1", "high", created=-1e8, delay=LONG_PAST)
+    source.add("2", "urgent", created=-1e8 - 10, delay=-1)
+    assert list(source.unguarded().in_hand(1)) == ["2", "1"]
 
 
 # -- the same promises on the way back: RQ's jobs, and rows that no job answers for -----------------------------------

@@ -276,10 +276,16 @@ class PlaybookLab(Looks):
         return tuple(sorted(path.name for path in self.layout.images.glob("image-*.png")))
 
     def seed(
-        self, count: int, *, delayed_share: float = 0.0, delay: float = 30.0, users_from: int = 10_000_000
+        self,
+        count: int,
+        *,
+        delayed_share: float = 0.0,
+        delay: float = 30.0,
+        users_from: int = 10_000_000,
+        weights: tuple[float, ...] = backlog.Backlog.weights,
     ) -> None:
         """A backlog, its ids promised to the judge."""
-        wanted = backlog.Backlog(count, self.images, users_from, delayed_share=delayed_share, delay=delay)
+        wanted = backlog.Backlog(count, self.images, users_from, weights, delayed_share, delay)
         backlog.seed(self.settings["db_url"], wanted, self.seeded)
 
     def submit(self, count: int) -> None:

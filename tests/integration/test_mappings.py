@@ -280,11 +280,28 @@ def test_a_row_of_unknowable_state_can_be_held_and_is_left_out_from_then_on(open
     assert transfer(ends).moved == 8
 
 
-def test_the_head_is_asked_in_the_order_of_each_unguarded_claimer(opened: Open, engine: sa.Engine) -> None:
-    """A killed worker left the row QUEUED that was the oldest, not the first by priority."""
+def in_hand(engine: sa.Engine, words: dict[str, Any]) -> list[str]:
+    """What one process may have been at work on."""
+    return list(SqlTable(engine, mappings.parse(words)).in_hand(1))
+
+
+def test_what_a_killed_claimer_had_in_hand_is_told_by_the_order_of_each_unguarded_kind(
+    opened: Open, engine: sa.Engine
+) -> None:
+    """Any of the oldest, which are of one age; or, of those who take by priority, the first and older ones."""
     fill_vedfolnir(engine)
-    ends = opened(VEDFOLNIR)
-    assert set(ends.source.head(1)) == {"h-1", "l-1"}
+    opened(VEDFOLNIR)
+    words = words_of(VEDFOLNIR)
+    assert set(in_hand(engine, words)) == {"h-1", "n-1", "n-2", "u-1", "l-1"}
+    for claimer in words["source"]["claimers"][:2]:
+        claimer["kind"] = "guarded"
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE caption_generation_tasks SET retry_count = 1 WHERE id IN ('h-1', 'l-1')"))
+    assert in_hand(engine, words) == ["l-1", "task.1", "n-1", "n-2", "h-1", "u-1"], (
+        "a retry came back nobody knows when"
+    )
+    words["source"]["claimers"][2]["kind"] = "guarded"
+    assert in_hand(engine, words) == [], "who marks what it takes leaves nothing to ask"
 
 
 def test_a_job_born_in_the_target_settles_its_row_only_where_rows_record_such_jobs(
@@ -537,10 +554,11 @@ def test_values_with_quotes_are_values(opened: Open, engine: sa.Engine, monkeypa
     words["source"]["order"] = [{"column": "queue", "first": [hostile, "' OR 1=1"]}]
     words["target"]["queues"] = {hostile: "hostile"}
     words["target"]["default_queue"] = "rest"
+    words["source"]["claimers"][0]["kind"] = "unguarded"
     ends = opened(words)
     assert refusals(ends.source) == ""
     assert ends.source.counts() == {hostile: {"ready": 1}, "other": {"ready": 1}}
-    assert list(ends.source.head(1)) == [hostile]
+    assert ends.source.in_hand(1)[0] == hostile
     assert transfer(ends).moved == 2
     assert work(ends, monkeypatch) == [(hostile, hostile), ("b", hostile)]
     assert {sighting.id for sighting in ends.ledger.marks()} == {hostile, "b"}

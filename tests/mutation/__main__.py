@@ -38,6 +38,7 @@ TESTS = {
     "core/balance": ["balance"],
     "core/decision": ["decision"],
     "core/tasks": ["tasks"],
+    "core/in_hand": ["in_hand"],
     "services/verify": ["verification"],
     "services/transfer": ["transfer"],
 }

@@ -25,7 +25,7 @@ LEAST: dict[str, Any] = {
         "places": {"ready": WAITING, "leased": {"column": "state", "equals": "sending"}},
         "order": ["id"],
         "hold": {"kind": "companion"},
-        "claimers": [{"name": "senders", "kind": "unguarded", "account": "mail@%"}],
+        "claimers": [{"name": "senders", "kind": "guarded", "account": "mail@%"}],
     },
     "target": {"default_queue": "mail", "function": "mail.jobs.send"},
 }
@@ -64,7 +64,7 @@ def test_the_least_mapping_and_its_defaults() -> None:
     mapping = parse(LEAST)
     assert (mapping.system, mapping.user_constraint, mapping.intake) == ("mail", False, None)
     assert mapping.source.order == (Order("id"),)
-    assert mapping.source.claimers == (Claimer("senders", False, "mail@%", 1),)
+    assert mapping.source.claimers == (Claimer("senders", True, "mail@%", 1),)
     assert (mapping.source.journal, mapping.source.started, mapping.source.pending) == (False, None, None)
     target = mapping.target
     assert (target.serializer, target.key_prefix, target.retries) == ("json", "rq", "application")
@@ -134,6 +134,11 @@ WRONG: list[tuple[Mapping[str, Any] | object, str, str]] = [
     (changed("source.table", DROP), "source.table", "is not the name of a table"),
     (changed("source.columns", DROP), "source.columns", "is missing or is not a table"),
     (changed("source.columns", {"queue": "q"}), "source.columns", "'id' is missing"),
+    (
+        changed("source.claimers", [{"name": "a", "kind": "unguarded", "account": "a@%"}]),
+        "source.columns",
+        "'created' is missing",
+    ),
     (changed("source.columns.colour", "c"), "source.columns", "unknown words: colour"),
     (changed("source.columns.id", "1d"), "source.columns.id", "'1d' is not the name"),
     (changed("source.places", DROP), "source.places", "is missing or is not a table"),

@@ -526,7 +526,7 @@ def test_abort_puts_back_what_was_claimed_and_deletes_its_stages(world: World) -
     assert asked == [ids[:3]], "nothing but stages is to be deleted"
     assert set(world.places().values()) == {"ready"}
     assert list(world.target.jobs) == ["theirs"]
-    assert world.source.head(9) == ids
+    assert world.source.in_hand(9) == ids
 
 
 def test_abort_leaves_what_was_activated_alone(world: World) -> None:

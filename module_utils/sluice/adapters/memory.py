@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 
 from ..core.errors import GateClosed, GenerationMismatch, LeaseLost, RunConflict, StagesGone
+from ..core.in_hand import Waiting, perhaps_in_hand
 from ..core.phases import ENDED, Phase, ended_by_rollback, require_transition
 from ..core.tasks import (
     ENDED_MEANWHILE,
@@ -530,10 +531,11 @@ class MemorySource:
                 places[self._place(row)] = places.get(self._place(row), 0) + 1
         return found
 
-    def head(self, limit: int) -> Sequence[str]:
+    def in_hand(self, processes: int) -> Sequence[str]:
         """See the port."""
         with self.ledger.lock:
-            return [row.id for row in self._at(Place.READY)[:limit]]
+            rows = [row for row in self._at(Place.READY) if not self._decided(row)]
+        return perhaps_in_hand((Waiting(r.id, r.created, max(r.created, r.available)) for r in rows), processes)
 
 
 @dataclass(slots=True)

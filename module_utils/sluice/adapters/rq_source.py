@@ -387,13 +387,8 @@ class RqSource:
                         found[home] = found.get(home, 0) + number
         return counts
 
-    def head(self, limit: int) -> Sequence[str]:
-        """See the port."""
-        for queue in self.queues.queues():
-            with speaking(self.client):
-                ids = cast("list[bytes]", self.client.lrange(f"{self.prefix}:queue:{queue}", 0, limit - 1))
-            if ids:
-                return [self.queues.name(job_id) for job_id in ids]
+    def in_hand(self, processes: int) -> Sequence[str]:
+        """See the port. A worker of RQ's takes a job out of its queue in one step."""
         return ()
 
     def clear(self, lease: Lease) -> int:

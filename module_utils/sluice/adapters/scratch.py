@@ -86,7 +86,7 @@ def _copy_a_row(engine: Engine, mapping: TaskMapping, tried: TaskMapping) -> tup
         names = list(columns)
         original, made = (sa.table(name, *map(sa.column, names)) for name in (table, copy))
         row = sa.select(*[original.c[name] for name in names]).limit(1)
-        ready = SqlTable(engine, mapping).head(1)
+        ready = SqlTable(engine, mapping).ids_at(Place.READY, limit=1)
         if ready:
             row = row.where(original.c[mapping.source.columns.id] == ready[0])
         copied = connection.execute(sa.insert(made).from_select(names, row)).rowcount

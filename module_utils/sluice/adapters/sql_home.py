@@ -472,7 +472,7 @@ class SqlJournal:
         """See the port."""
         return self.home.counts()
 
-    def head(self, limit: int) -> Sequence[str]:
+    def in_hand(self, processes: int) -> Sequence[str]:
         """See the port."""
         return ()
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from ..core.errors import MappingError
+from ..core.in_hand import Waiting, perhaps_in_hand
 from ..core.mapping import Assignment, TaskMapping
 from ..core.tasks import ENDED_MEANWHILE, Claim, Lease, Mark, Place, Refused, Released, Sighting, Task, job_id_for
 from ..core.verdicts import Check
@@ -829,16 +830,28 @@ class SqlTable:
                     found[name]["oldest"] = max(0.0, (int(moment_now) - int(oldest)) / 1e6)
         return found
 
-    def head(self, limit: int) -> Sequence[str]:
-        """See the port. Claimers with an order of their own are asked for each: up to ``limit`` ids of every order."""
+    def in_hand(self, processes: int) -> Sequence[str]:
+        """See the port. In the order of each unguarded claimer; of rows that were tried before nobody knows since when.
+
+        Reads every ready row, in constant memory.
+        """
         _ = self.live
-        orders = dict.fromkeys(c.order or self.source.order for c in self.source.claimers) or {self.source.order: None}
+        orders = dict.fromkeys(c.order or self.source.order for c in self.source.claimers if not c.guarded)
+        if not orders:
+            return ()
+        columns = self.source.columns
+        created = self._compiler.micros(columns.created)
+        due = self._compiler.micros(columns.available) if columns.available else created
+        tried = self._clause.c[columns.attempts] > 0 if columns.attempts else sa.false()
+        since = sa.case((tried, sa.null()), else_=sa.func.greatest(created, sa.func.coalesce(due, created)))
         found: dict[str, None] = {}
         with reading(self.engine) as connection:
             for steps in orders:
-                order = self._compiler.order(steps, self.source.columns.id)
-                query = sa.select(self._id).where(self._circulating(Place.READY)).order_by(*order).limit(limit)
-                found |= {str(row[0]): None for row in connection.execute(query)}
+                order = self._compiler.order(steps, columns.id)
+                query = sa.select(self._id, created, since).where(self._circulating(Place.READY)).order_by(*order)
+                rows = connection.execution_options(stream_results=True, yield_per=5000).execute(query)
+                waiting = (Waiting(str(row[0]), row[1], row[2]) for row in rows)
+                found |= dict.fromkeys(perhaps_in_hand(waiting, processes))
         return list(found)
 
     def ids_at(self, *places: Place, limit: int = 1000) -> Sequence[str]:

@@ -247,16 +247,22 @@ def _source(data: Mapping[str, object]) -> Source:
             "a hold by columns needs the places 'claimed' and 'moved', so that a resume finds its own rows.",
             where=f"{where}.hold",
         )
+    claimers = tuple(
+        _claimer(item, f"{where}.claimers[{i}]")
+        for i, item in enumerate(_list(data.get("claimers"), f"{where}.claimers"))
+    )
+    if not columns.created and not all(claimer.guarded for claimer in claimers):
+        raise MappingError(
+            "'created' is missing: only by their age it is known which rows an unguarded claimer may have had in hand.",
+            where=f"{where}.columns",
+        )
     return Source(
         table=_identifier(data.get("table"), f"{where}.table"),
         columns=columns,
         places=places,
         order=_orders(data.get("order"), f"{where}.order"),
         hold=hold,
-        claimers=tuple(
-            _claimer(item, f"{where}.claimers[{i}]")
-            for i, item in enumerate(_list(data.get("claimers"), f"{where}.claimers"))
-        ),
+        claimers=claimers,
         clocks=clocks,
         started=conditions.parse(witness["started"], f"{where}.witness.started") if "started" in witness else None,
         ended=conditions.parse(witness["ended"], f"{where}.witness.ended") if "ended" in witness else None,

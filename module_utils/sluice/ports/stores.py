@@ -57,8 +57,11 @@ class SourceEnd(Protocol):
     def counts(self) -> dict[str, dict[str, int]]:
         """Rows by queue value and place, e.g. ``{"urgent": {"ready": 3}}``."""
 
-    def head(self, limit: int) -> Sequence[str]:
-        """The ids that a claimer would take next, in its order."""
+    def in_hand(self, processes: int) -> Sequence[str]:
+        """The ids of ready tasks that so many unguarded claimers may have been at work on when they ended unseen.
+
+        See :func:`..core.in_hand.perhaps_in_hand`. Empty where every claimer marks what it takes. Reads only.
+        """
 
 
 class TargetEnd(Protocol):

@@ -30,7 +30,7 @@ GUEST_NICENESS = 10
 #: A held reason that names why nobody can know.
 LEFTOVER = "leased at the source when its claimers were fenced: whether it ran is unknown"
 UNKNOWABLE = "its row meets no predicate of the mapping, or more than one: its state is unknown"
-UNPROVED = "head of the claim order when an unguarded claimer ended without proof: whether it ran is unknown"
+UNPROVED = "perhaps in hand when an unguarded claimer ended without proof: whether it ran is unknown"
 
 
 def route(given: Given) -> Result:
@@ -219,13 +219,13 @@ def _hold_unknown(given: Given, run_id: str, lease: Any) -> int:
         held += system.source.hold(lease, unknown, UNKNOWABLE)
     leftovers = system.ledger.events(run_id, "measure", "leftovers")
     unguarded = [c for c in system.mapping.source.claimers if not c.guarded]
-    already = system.ledger.events(run_id, "measure", "head held")
+    already = system.ledger.events(run_id, "measure", "in hand")
     if leftovers and unguarded and not already:
         unproved = leftovers[-1].detail.get("unproved", [])
         number = len(unproved) if isinstance(unproved, list) else 0
-        head = system.source.head(number) if number else []
-        held += system.source.hold(lease, head, UNPROVED)
-        system.ledger.record(lease, "measure", "head held", "", {"ids": list(head)})
+        in_hand = system.source.in_hand(number) if number else []
+        held += system.source.hold(lease, in_hand, UNPROVED)
+        system.ledger.record(lease, "measure", "in hand", "", {"ids": list(in_hand)})
     return held
 
 
