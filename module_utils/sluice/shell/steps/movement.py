@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from ...adapters.strangers import rq_strangers
 from ...core.balance import Term
@@ -221,8 +221,8 @@ def _hold_unknown(given: Given, run_id: str, lease: Any) -> int:
     unguarded = [c for c in system.mapping.source.claimers if not c.guarded]
     already = system.ledger.events(run_id, "measure", "in hand")
     if leftovers and unguarded and not already:
-        unproved = leftovers[-1].detail.get("unproved", [])
-        number = len(unproved) if isinstance(unproved, list) else 0
+        # Of all drains of this run: one that is resumed no longer sees whom an earlier one had to kill.
+        number = max(len(cast("list[object]", event.detail["unproved"])) for event in leftovers)
         in_hand = system.source.in_hand(number) if number else []
         held += system.source.hold(lease, in_hand, UNPROVED)
         system.ledger.record(lease, "measure", "in hand", "", {"ids": list(in_hand)})
