@@ -158,6 +158,12 @@ class MemorySourceRig(SourceRig):
         return other
 
 
+def unguarded_table(engine: sa.Engine, mapping: mappings.TaskMapping) -> SqlTable:
+    """The table of a mapping, its claimers marking nothing while they work."""
+    claimers = tuple(replace(claimer, guarded=False) for claimer in mapping.source.claimers)
+    return SqlTable(engine, replace(mapping, source=replace(mapping.source, claimers=claimers)))
+
+
 class SqlSourceRig(SourceRig):
     """A table of MariaDB; the words are given by the two tables below."""
 
@@ -197,8 +203,7 @@ class SqlSourceRig(SourceRig):
         self.execute(f"UPDATE {self.table} SET {self.words[word]} WHERE id = :id", id=task_id)
 
     def unguarded(self) -> SourceEnd:
-        claimers = tuple(replace(claimer, guarded=False) for claimer in self.mapping.source.claimers)
-        return SqlTable(self.engine, replace(self.mapping, source=replace(self.mapping.source, claimers=claimers)))
+        return unguarded_table(self.engine, self.mapping)
 
     def another(self) -> SourceRig:
         other = type(self)(self.url, self.mapping, first=False)
@@ -465,6 +470,10 @@ class HomewardRig:
             task = make_task(task_id, queue, time.time() + delay if delay else None)
             self.queues.stage(self.lease, [task])
             assert self.queues.activate(self.lease, [task], 1) == 1
+
+    def ready(self) -> list[str]:
+        """The ids of all rows that the pollers may take, in the order in which they would."""
+        return list(unguarded_table(self.engine, self.mapping).in_hand(100))
 
     def touch(self, task_id: str, word: str) -> None:
         """What the application does to a row."""

@@ -436,6 +436,8 @@ def test_what_claimers_that_mark_nothing_may_have_in_hand(source: SourceRig) -> 
     assert list(source.unguarded().in_hand(1)) == ["9", "3", "1"]
     source.end.hold(source.lease, ["9", "3"], "uncertain effect")
     assert list(source.unguarded().in_hand(1)) == ["5", "1"]
+    assert source.claimed(1) == ["5"]
+    assert list(source.unguarded().in_hand(1)) == ["1"]
 
 
 def test_what_became_due_later_stood_behind(source: SourceRig) -> None:

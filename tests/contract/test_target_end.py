@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from ansible.module_utils.sluice.core.errors import GenerationMismatch, LeaseLost, StagesGone
-from ansible.module_utils.sluice.core.tasks import Home, Place
+from ansible.module_utils.sluice.core.tasks import Home
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -267,7 +267,7 @@ def test_home_what_is_staged_reads_back_as_promised_and_no_claimer_reaches_it(ho
     assert staged.digests == home.home.digests(THREE)
     assert (list(staged.foreign), list(staged.marked), list(staged.over), list(staged.refused)) == ([], [], [], [])
     assert home.places() == dict.fromkeys(IDS, "claimed")
-    assert list(home.home.ids_at(Place.READY)) == []
+    assert home.ready() == []
 
 
 @pytest.mark.real
@@ -312,9 +312,9 @@ def test_home_discard_gives_rows_back_and_leaves_the_rest_alone(home: HomewardRi
 def test_home_what_is_released_needs_no_activation(home: HomewardRig) -> None:
     home.home.stage(home.lease, THREE)
     home.release(THREE)
-    assert sorted(home.home.ids_at(Place.READY)) == IDS
+    assert home.ready() == IDS
     assert list(home.ledger.moved_since(home.lease, home.home.last_batch())) == []
     assert home.home.activate(home.lease, THREE, 1) == 3
-    assert sorted(home.home.ids_at(Place.READY)) == IDS
+    assert home.ready() == IDS
     assert list(home.home.marked(IDS)) == [False, False, False]
     assert list(home.home.supersede(home.lease, IDS)) == []

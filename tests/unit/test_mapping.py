@@ -72,6 +72,12 @@ def test_the_least_mapping_and_its_defaults() -> None:
     assert mapping.route.kind == "none"
 
 
+def test_an_unguarded_claimer_and_the_age_of_rows() -> None:
+    data = changed("source.columns", {"id": "id", "created": "born"})
+    data["source"]["claimers"][0]["kind"] = "unguarded"
+    assert parse(data).source.claimers == (Claimer("senders", False, "mail@%", 1),)
+
+
 def test_the_mapping_of_the_lab() -> None:
     mapping = parse(yaml.safe_load(LAB.read_text()))
     assert mapping.system == "captions"
